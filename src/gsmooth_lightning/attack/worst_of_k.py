@@ -1,0 +1,72 @@
+"""The worst of k random parameters."""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gsmooth_lightning.errors import RequestError
+from gsmooth_lightning.smoothed import SmoothedClassifier
+from gsmooth_lightning.stream import Stream
+from gsmooth_lightning.threat import TransformationThreat
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """The outcome of an attack on one image.
+
+    Attributes:
+        gammas: the parameters tried; the first is 0, the clean image.
+        base, smoothed: the classes that the base and the smoothed classifier give each of them.
+        worst: the parameter at which the true class has the smallest lead in votes.
+        evaluations: forward passes spent.
+    """
+
+    gammas: list[float]
+    base: list[int]
+    smoothed: list[int]
+    worst: float
+    evaluations: int
+
+
+def worst_of_k(
+    smoothed: SmoothedClassifier,
+    threat: TransformationThreat,
+    x: Tensor,
+    label: int,
+    stream: Stream,
+    k: int = 10,
+    n: int = 128,
+) -> Generator[Any, Any, Attacked]:
+    """Tries 0, both ends of the threat's range and uniform parameters, k in all, as a procedure (see `rounds`).
+
+    The smoothed classifier's class is the majority of n votes; the base classifier sees the image without noise.
+    """
+    if k < 4 or n < 1:
+        raise RequestError(f"attack.k must be at least 4 and attack.n at least 1, got k={k}, n={n}")
+    uniform = stream.at("attack", 2**31, x.device).uniform(k - 3).cpu().numpy()
+    values = np.concatenate([[0.0, threat.low, threat.high], threat.low + (threat.high - threat.low) * uniform])
+    if threat.step is not None:
+        values = np.clip(np.round(values / threat.step), -(-threat.low // threat.step), threat.high // threat.step)
+        values = values * threat.step
+    gammas = torch.tensor(values, dtype=torch.float32, device=x.device)[:, None]
+    with torch.inference_mode():
+        files = threat.apply(x.expand(k, *x.shape), gammas)
+        base = smoothed.classify_base(files)
+    counts = []
+    width = -(-n // smoothed.block) * smoothed.block
+    for j, file in enumerate(files):
+        votes = yield from smoothed.sample(file, stream, "attack", j * width, j * width + n)
+        counts.append(votes[:-1])
+    votes = np.stack(counts)  # (k, classes)
+    lead = votes[:, label] - np.delete(votes, label, 1).max(1)
+    return Attacked(
+        gammas=[float(v) for v in gammas[:, 0]],
+        base=base.tolist(),
+        smoothed=votes.argmax(1).tolist(),
+        worst=float(gammas[lead.argmin(), 0]),
+        evaluations=k * width + -(-k // smoothed.block) * smoothed.block,
+    )

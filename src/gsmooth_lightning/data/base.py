@@ -1,0 +1,81 @@
+"""The interface of a data set."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from gsmooth_lightning.errors import RequestError
+
+SPLITS = ("train", "val", "test")
+
+
+class TensorImages(Dataset):
+    """Images that fit into memory, stored as whole steps 0..levels; items are (image in [0, 1], label, index).
+
+    Batches are cut with one indexing operation (`__getitems__`).
+
+    Raises:
+        RequestError: labels outside 0..classes-1, or as many labels as images are missing.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, classes: int, levels: int = 255):
+        if len(images) != len(labels):
+            raise RequestError(f"there are {len(images)} images but {len(labels)} labels; repair the data files")
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+            raise RequestError(
+                f"labels run from {int(labels.min())} to {int(labels.max())}, but data.classes={classes} allows "
+                f"0 to {classes - 1}"
+            )
+        self.images, self.labels, self.levels = images, labels.long(), levels  # images: (n, c, h, w)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int, int]:
+        return self.images[i].float() / self.levels, int(self.labels[i]), i
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor, int]]:
+        images = self.images[indices].float() / self.levels
+        return list(zip(images, self.labels[indices], indices, strict=True))
+
+
+class ImageData(ABC):
+    """A data set with the splits train, val and test. Certificates are made on test; val chooses; nothing overlaps."""
+
+    name: str
+
+    @abstractmethod
+    def split(self, name: str, classes: int) -> Dataset:
+        """One of the splits; items are (image in [0, 1], label, index)."""
+
+
+def subset(data: Dataset, first: int | None = None, every: int = 1, indices: Sequence[int] | None = None) -> Subset:
+    """A deterministic subset: every `every`-th item, at most `first` of them; or the listed indices.
+
+    Raises:
+        RequestError: indices that do not exist, or an empty selection.
+    """
+    total = len(data)  # type: ignore[arg-type]
+    if every < 1 or (first is not None and first < 1):
+        raise RequestError(f"images.every and images.first must be at least 1, got every={every}, first={first}")
+    chosen = list(indices) if indices is not None else list(range(0, total, every))[:first]
+    wrong = [i for i in chosen if not 0 <= i < total]
+    if wrong or not chosen:
+        raise RequestError(f"images.indices must name images from 0 to {total - 1}, got {wrong or chosen}")
+    return Subset(data, chosen)
+
+
+def describe_subset(first: int | None, every: int, indices: Sequence[int] | None, split: str) -> str:
+    """How a subset is stated in tables."""
+    if indices is not None:
+        return f"{len(indices)} listed images of {split}"
+    nth = "images" if every == 1 else f"every {every}th image"
+    return f"{nth} of {split}" + ("" if first is None else f", the first {first}")
+
+
+def labels_of(data: Dataset) -> Tensor:
+    """All labels of a data set or subset."""
+    return torch.tensor([int(data[i][1]) for i in range(len(data))])  # type: ignore[arg-type]

@@ -1,0 +1,52 @@
+"""MNIST and Fashion-MNIST through torchvision, from idx files on disk."""
+
+from pathlib import Path
+from typing import ClassVar
+
+from torch.utils.data import Dataset
+from torchvision import datasets
+
+from gsmooth_lightning.data.base import ImageData, TensorImages
+from gsmooth_lightning.errors import RequestError
+
+VALIDATION = 5000
+"""The last images of the training file are the validation split."""
+
+
+class MNIST(ImageData):
+    """60,000 / 10,000 grey images of 28x28 (LeCun et al. 1998).
+
+    Args:
+        root: folder that holds `MNIST/raw` with the four idx files, gzipped or not.
+        download: let torchvision fetch them. Off by default.
+    """
+
+    name = "mnist"
+    source: ClassVar[type[datasets.MNIST]] = datasets.MNIST
+
+    def __init__(self, root: str, download: bool = False):
+        self.root, self.download = root, download
+
+    def split(self, name: str, classes: int) -> Dataset:
+        folder = Path(self.root) / self.source.__name__ / "raw"
+        try:
+            files = self.source(self.root, train=name != "test", download=self.download)
+        except Exception as failure:  # torchvision raises what its reader happens to stumble over
+            missing = "Dataset not found" in str(failure) or isinstance(failure, FileNotFoundError)
+            what = "does not hold the idx files" if missing else f"holds a damaged idx file ({failure})"
+            raise RequestError(
+                f"{folder} {what}; put the four {self.source.__name__} files there, set data.dataset.root to the "
+                "folder above, or set data.dataset.download=true"
+            ) from failure
+        images, labels = files.data.unsqueeze(1), files.targets
+        if name != "test":
+            part = slice(-VALIDATION, None) if name == "val" else slice(0, -VALIDATION)
+            images, labels = images[part], labels[part]
+        return TensorImages(images, labels, classes)
+
+
+class FashionMNIST(MNIST):
+    """Fashion-MNIST (Xiao et al. 2017): the same layout, photographs of clothes."""
+
+    name = "fashion-mnist"
+    source = datasets.FashionMNIST

@@ -1,0 +1,87 @@
+"""The defect of a transformation, and the interface of its bounds."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gsmooth_lightning.errors import UncertifiableError
+from gsmooth_lightning.smoothed import LEVELS, SmoothedClassifier
+from gsmooth_lightning.smoothing import Gaussian
+from gsmooth_lightning.stream import Stream
+from gsmooth_lightning.threat import Threat, TransformationThreat
+from gsmooth_lightning.transform import Additive
+
+
+@dataclass(frozen=True)
+class Bound:
+    """For every gamma of the threat: P_theta( ||defect(x, theta, gamma)|| > E ) <= rho, or its soft form.
+
+    Attributes:
+        value: E, in units of the pixel noise (the norm of Sigma_eps^-1).
+        rho: mass of parameters beyond E (Theorem J), or the soft rho of Theorem J'.
+        alpha: probability that the statement itself is false.
+        guarantee: "sound", "distributional" or "heuristic" (theory.md section 5).
+        details: how it was made.
+    """
+
+    value: float
+    rho: float
+    alpha: float
+    guarantee: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class ErrorBound(ABC):
+    """Bounds the defect of one image."""
+
+    def check(self, smoothed: SmoothedClassifier, threat: Threat) -> TransformationThreat:
+        """Refuses a threat or classifier for which the defect has no meaning.
+
+        Raises:
+            UncertifiableError: pixel threats, non-Gaussian laws, transformations whose parameters do not add.
+        """
+        if not isinstance(threat, TransformationThreat):
+            raise UncertifiableError("error bounds belong to a transformation; certify pixel noise with certify=direct")
+        mine, theirs = smoothed.transform, threat.transform
+        if not isinstance(mine, Additive) or type(mine) is not type(theirs):
+            raise UncertifiableError(
+                f"the classifier is smoothed over {mine.name}, the threat is {theirs.name}: smooth over the threat's "
+                "transformation (transform and threat must name the same one)"
+            )
+        if not isinstance(smoothed.law, Gaussian) or not isinstance(smoothed.noise, Gaussian):
+            raise UncertifiableError("the joint certificate needs a Gaussian law and Gaussian noise (Theorem J)")
+        return threat
+
+    @abstractmethod
+    def procedure(
+        self, smoothed: SmoothedClassifier, threat: TransformationThreat, x: Tensor, stream: Stream
+    ) -> Generator[Any, Any, Bound]:
+        """The bound for the clean image x, (c, h, w), as a procedure (see `rounds`)."""
+
+
+@torch.inference_mode()
+def defect_norms(
+    smoothed: SmoothedClassifier, clean: Tensor, attacked: Tensor, gammas: Tensor, theta: Tensor
+) -> Tensor:
+    """max over gamma of ||psi(psi(x, gamma), theta) - psi(x, theta + gamma)||, (n,), in units of the noise.
+
+    Through the classifier's own preprocessing and rounding.
+
+    Args:
+        clean: x, (c, h, w).
+        attacked: the files psi(x, gamma) as saved, (k, c, h, w).
+        gammas: (k, 1).
+        theta: (n, 1).
+    """
+    n = len(theta)
+    assert smoothed.noise is not None
+    worst = torch.zeros(n, dtype=torch.float64, device=theta.device)
+    for file, gamma in zip(attacked, gammas, strict=True):
+        turned = smoothed.encode(file.expand(n, *file.shape), theta)
+        straight = smoothed.encode(clean.expand(n, *clean.shape), theta + gamma)
+        worst = torch.maximum(worst, smoothed.noise.gauge((turned - straight).mul_(1 / LEVELS)))
+    return worst

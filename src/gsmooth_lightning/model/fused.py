@@ -1,0 +1,79 @@
+"""An inference-optimised copy of a network. The copy is what is certified and what later predicts."""
+
+import copy
+import shutil
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+
+from gsmooth_lightning.errors import RequestError
+from gsmooth_lightning.rounds import workers
+
+BACKENDS = ("auto", "compile", "fx", "plain")
+TOLERANCE = 1e-4
+
+
+def fused(network: nn.Module, example: Tensor, backend: str = "auto") -> tuple[nn.Module, str]:
+    """(the network optimised for blocks shaped like `example`, the backend used).
+
+    "compile": torch.compile with frozen weights; needs a C++ compiler (g++) on the CPU. "fx": convolutions with batch
+    normalisation folded in, channels-last. "plain": the network itself. "auto": the first of these that works, with a
+    warning when it is not "compile".
+
+    Raises:
+        RequestError: unknown backend, or logits that differ by more than 1e-4 (of the largest logit, if above 1) from
+            the plain network's.
+    """
+    if backend not in BACKENDS:
+        raise RequestError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    network = copy.deepcopy(network).eval().requires_grad_(False)
+    choices = BACKENDS[1:] if backend == "auto" else (backend,)
+    for choice in choices:
+        try:
+            fast = _build(network, example, choice)
+            difference = _difference(network, fast, example)
+        except Exception as failure:  # compilers fail in many ways; the next choice is slower but equal
+            if backend != "auto":
+                raise RequestError(
+                    f"backend {choice!r} failed on this network ({type(failure).__name__}: "
+                    f"{str(failure).splitlines()[0][:200] if str(failure) else ''}); use backend=auto"
+                ) from failure
+            warnings.warn(f"backend {choice!r} is not available here ({type(failure).__name__}); slower", stacklevel=2)
+            continue
+        if difference > TOLERANCE:
+            raise RequestError(f"backend {choice!r} changes logits by {difference:.1e}; use backend=plain")
+        return fast, choice
+    raise RequestError("the network fails on a block of its own input shape; check model against data")
+
+
+def _build(network: nn.Module, example: Tensor, backend: str) -> nn.Module:
+    if backend == "compile":
+        if example.device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
+            raise RuntimeError("no C++ compiler")
+        return torch.compile(network, dynamic=False, options={"freezing": True})  # type: ignore[return-value]
+    if backend == "fx":
+        return ChannelsLast(fuse(network))
+    return network
+
+
+class ChannelsLast(nn.Module):
+    """Runs a network in the channels-last layout."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x.contiguous(memory_format=torch.channels_last))
+
+
+def _difference(network: nn.Module, fast: nn.Module, example: Tensor) -> float:
+    @torch.inference_mode()
+    def both() -> tuple[Tensor, Tensor]:
+        return network(example), fast(example)
+
+    with workers(example.device) as run:  # compiled here for the threads that will run it
+        plain, other = run([both])[0]
+    return float((plain - other).abs().max() / plain.abs().max().clamp_min(1))

@@ -1,0 +1,73 @@
+"""Many images in flight, one synchronisation a round.
+
+A *procedure* is a generator that reads like its paper's algorithm: it yields lists of jobs (callables without
+arguments), is sent the list of their results, and returns its conclusion. `run_rounds` advances many procedures
+together: in each round the jobs of all of them are spread over the workers; a procedure that ends leaves, the next one
+enters. On the CPU a worker is a thread that computes with one core, which scales better than two cores on one small
+block; on a GPU there is one worker, and its jobs queue up on the device.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import torch
+
+Job = Callable[[], Any]
+Result = TypeVar("Result")
+Procedure = Generator[list[Job], list[Any], Result]
+
+
+@contextlib.contextmanager
+def workers(device: torch.device) -> Iterator[Callable[[list[Job]], list[Any]]]:
+    """A function that runs a list of jobs, in order of their results, on all cores or on the device."""
+    if device.type != "cpu":
+        yield lambda jobs: [job() for job in jobs]
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # numbers must not depend on how many cores there are
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield lambda jobs: list(pool.map(lambda job: job(), jobs))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+def run_rounds(
+    procedures: Iterable[tuple[int, Procedure[Result]]], device: torch.device, in_flight: int = 8
+) -> Iterator[tuple[int, Result, float]]:
+    """Runs procedures, at most `in_flight` at a time; yields (key, conclusion, seconds), each as soon as it is there.
+
+    `seconds` shares the time of a round between the procedures by their number of jobs.
+    """
+    waiting = iter(procedures)
+    active: dict[int, tuple[Procedure[Result], list[Job], float]] = {}
+    exhausted = False
+    with workers(device) as run:
+        while True:
+            while not exhausted and len(active) < in_flight:
+                if (entering := next(waiting, None)) is None:
+                    exhausted = True
+                    break
+                key, procedure = entering
+                try:
+                    active[key] = (procedure, next(procedure), 0.0)
+                except StopIteration as ended:
+                    yield key, ended.value, 0.0
+            if not active:
+                return
+            start = time.perf_counter()
+            owners = [(key, job) for key, (_, jobs, _) in active.items() for job in jobs]
+            results = iter(run([job for _, job in owners]))
+            answers = {key: [next(results) for _ in jobs] for key, (_, jobs, _) in active.items()}
+            share = (time.perf_counter() - start) / max(1, len(owners))
+            for key, answer in answers.items():
+                procedure, _, seconds = active.pop(key)
+                seconds += share * len(answer)
+                try:
+                    active[key] = (procedure, procedure.send(answer), seconds)
+                except StopIteration as ended:
+                    yield key, ended.value, seconds

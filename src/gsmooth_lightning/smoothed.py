@@ -1,0 +1,168 @@
+"""The smoothed classifier: transform, preprocess, add noise, vote."""
+
+from collections.abc import Generator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gsmooth_lightning.errors import RequestError
+from gsmooth_lightning.rounds import Job
+from gsmooth_lightning.smoothing import Gaussian, Law
+from gsmooth_lightning.stream import Source, Stream, TrainingSource, sampling_slack
+from gsmooth_lightning.transform import Identity, Transform
+
+LEVELS = 255 * 256
+"""Steps of the noise grid between 0 and 1: contains the values of 8-bit images."""
+
+
+class SmoothedClassifier(nn.Module):
+    """g(x) = argmax_c P( f(preprocess(psi(x, theta)) + epsilon) = c ), theta ~ law, epsilon ~ noise.
+
+    Sound arithmetic: images and noise are rounded to the grid k/LEVELS before they are added, and added exactly, so
+    that the network is a function of an integer and no low bit of x leaks through (theory.md section 11). For images on
+    the grid, x + round(epsilon) = round(x + epsilon): this is the theorem's classifier with the rounding inside f.
+
+    The network always sees blocks of one fixed shape, because logits move in the sixth digit with the batch shape.
+
+    Args:
+        base: f, (n, c, h, w) -> (n, classes) logits, or (n,) integer labels.
+        classes: number of classes.
+        transform, law: psi and the law of its parameters, or neither.
+        preprocess: between the transformation and the noise.
+        noise: law of the pixel noise, or None.
+        block: draws that the network sees at once.
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        classes: int,
+        transform: Transform | None = None,
+        preprocess: nn.Module | None = None,
+        law: Law | None = None,
+        noise: Law | None = None,
+        block: int = 64,
+    ):
+        super().__init__()
+        if block < 2:
+            raise RequestError(f"block must be at least 2 draws, got {block}")
+        if classes < 2:
+            raise RequestError(f"classes must be at least 2, got {classes}")
+        self.base, self.classes, self.block = base, classes, block
+        self.transform = transform if transform is not None else Identity()
+        self.preprocess = preprocess if preprocess is not None else nn.Identity()
+        self.law, self.noise = law, noise
+        if (self.transform.dim > 0) != (law is not None):
+            raise RequestError(f"the transformation {self.transform.name} and a law of its parameters go together")
+        if isinstance(noise, Gaussian) and noise.largest_sigma * LEVELS * 9 > 2**24:
+            raise RequestError(f"pixel noise sigma must be below {2**24 / LEVELS / 9:.1f}: images lie in [0, 1]")
+
+    # -------------------------------------------------- one draw, in two parts
+
+    def encode(self, x: Tensor, theta: Tensor) -> Tensor:
+        """What the noise is added to, in whole steps of the grid: round(LEVELS * preprocess(psi(x, theta)))."""
+        return torch.round(self.preprocess(self.transform(x, theta)) * LEVELS)
+
+    def draw(self, x: Tensor, source: Source | TrainingSource, n: int) -> Tensor:
+        """n network inputs for one image x: (c, h, w) -> (n, c, h, w)."""
+        theta = self.parameters(source, n)
+        steps = self.encode(x.expand(n if self.law else 1, *x.shape), theta)
+        if self.noise is None:
+            return (steps * (1 / LEVELS)).expand(n, *x.shape)
+        noise = self.noise.sample(source, n, tuple(x.shape)).mul_(LEVELS).round_()
+        return (steps + noise.to(steps.dtype)) * (1 / LEVELS)  # both are whole and below 2^24: the sum is exact
+
+    def parameters(self, source: Source | TrainingSource, n: int) -> Tensor:
+        """n draws of theta, float32, (n, dim)."""
+        if self.law is None:
+            return torch.zeros(n, 0, device=source.device)
+        return self.law.sample(source, n, (self.transform.dim,)).float()
+
+    def training_batch(self, x: Tensor) -> Tensor:
+        """One draw for each image of a batch, from torch's generator: for training the base classifier."""
+        source = TrainingSource(x.device)
+        x = self.preprocess(self.transform(x, self.parameters(source, len(x))))
+        return x if self.noise is None else x + self.noise.sample(source, len(x), tuple(x.shape[1:]))
+
+    # -------------------------------------------------- votes
+
+    def labels(self, inputs: Tensor) -> Tensor:
+        """Classes of network inputs, (n,); `classes` stands for an output that is not finite or not a class."""
+        out = self.base(inputs)
+        if out.ndim == 2:
+            if out.shape[1] != self.classes:
+                raise RequestError(f"the network has {out.shape[1]} outputs, but there are {self.classes} classes")
+            return torch.where(torch.isfinite(out).all(1), out.argmax(1), self.classes)
+        if out.ndim != 1 or out.is_floating_point():
+            raise RequestError(f"the network must return (n, classes) logits or (n,) labels, not {tuple(out.shape)}")
+        return torch.where((out >= 0) & (out < self.classes), out, self.classes)
+
+    @torch.inference_mode()
+    def classify_base(self, x: Tensor) -> Tensor:
+        """Classes that the base classifier gives images without noise or transformation, (n, c, h, w) -> (n,)."""
+        encoded = self.encode(x, torch.zeros(len(x), self.transform.dim, device=x.device)) * (1 / LEVELS)
+        padded = torch.cat([encoded, encoded[:1].expand(-len(x) % self.block, *x.shape[1:])])
+        return torch.cat([self.labels(block) for block in padded.split(self.block)])[: len(x)]
+
+    @torch.inference_mode()
+    def block_counts(self, x: Tensor, stream: Stream, stage: str, block: int, first: int, last: int) -> Tensor:
+        """Votes of the draws first..last-1 of one block, (classes + 1,), on the device."""
+        inputs = self.draw(x, stream.at(stage, block, x.device), self.block)
+        return torch.bincount(self.labels(inputs)[first:last], minlength=self.classes + 1)
+
+    def sample(
+        self, x: Tensor, stream: Stream, stage: str, first: int, last: int
+    ) -> Generator[list[Job], list[Tensor], np.ndarray]:
+        """Votes of the draws first..last-1 of a stage for one image, as a procedure (see `rounds`).
+
+        Raises:
+            RequestError: the network returned a NaN or infinity.
+        """
+        size = self.block
+        jobs: list[Job] = [
+            partial(
+                self.block_counts, x, stream, stage, b, max(first - b * size, 0), min(last - b * size, size)
+            )
+            for b in range(first // size, -(-last // size))
+        ]
+        counts = torch.stack((yield jobs)).sum(0).cpu().numpy()  # the round's one synchronisation
+        if counts[-1]:
+            raise RequestError(
+                f"the network returned NaN or infinity on {counts[-1]} of {last - first} draws of image "
+                f"{stream.image}; check the checkpoint"
+            )
+        return counts
+
+    def evaluations(self, first: int, last: int) -> int:
+        """Forward passes that `sample` spends on these draws, padding included."""
+        return (-(-last // self.block) - first // self.block) * self.block
+
+    # -------------------------------------------------- hypotheses
+
+    def slack(self, x: Tensor) -> float:
+        """Total variation between the draws as sampled and as the theorems take them; subtracted from pA."""
+        pixels = 0.0
+        if isinstance(self.noise, Gaussian):
+            pixels = sampling_slack(x.numel(), self.noise.largest_sigma * LEVELS)
+        return pixels + sampling_slack(self.transform.dim, 2.0**25)
+
+    @torch.inference_mode()
+    def check_function(self, x: Tensor) -> None:
+        """Refuses a base network that is not a function of its one input, or not deterministic.
+
+        A row's label must not depend on the other rows of its block (batch statistics do) nor on the call (dropout
+        does): theory.md section 1.
+        """
+        if self.base.training:
+            raise RequestError("the network is in training mode; call .eval() first")
+        rows = self.draw(x, Stream(0, 0).at("select", 0, x.device), self.block)
+        alone = rows[:1].expand_as(rows).contiguous()
+        mixed, repeated = self.base(rows)[0], self.base(alone)[0]
+        if not torch.allclose(mixed.double(), repeated.double(), rtol=1e-3, atol=1e-3):
+            raise RequestError(
+                "the network's output for an image depends on the rest of its batch or on chance (batch statistics, "
+                "dropout in eval mode); certificates need a function of one input"
+            )

@@ -1,0 +1,98 @@
+"""The normal law, isotropic, diagonal or full."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from scipy.stats import norm
+from torch import Tensor
+
+from gsmooth_lightning.errors import RequestError
+from gsmooth_lightning.smoothing.base import Law
+from gsmooth_lightning.stream import Source, TrainingSource
+
+
+class Gaussian(Law):
+    """Z ~ N(0, Sigma).
+
+    A shift by delta leaves of a probability p at least Phi(z(p) - sqrt(delta' Sigma^-1 delta)); the prediction is
+    kept while sqrt(delta' Sigma^-1 delta) < (z(pA) - z(pB)) / 2 (Cohen et al. 2019, Theorem 1; for Sigma: theory.md
+    section 2).
+
+    Args:
+        sigma: standard deviation, one number for all coordinates or a tensor or list of the shape of Z.
+        covariance: (d, d) covariance instead, for Z of shape (d,).
+
+    Raises:
+        RequestError: sigma not positive and finite, or covariance not symmetric positive definite.
+    """
+
+    sigma: Tensor
+    cholesky: Tensor | None
+
+    def __init__(
+        self,
+        sigma: float | Sequence[float] | Tensor | None = None,
+        covariance: Sequence[Sequence[float]] | Tensor | None = None,
+    ):
+        super().__init__()
+        if (sigma is None) == (covariance is None):
+            raise RequestError("a Gaussian law needs either sigma or covariance")
+        if covariance is None:
+            value = torch.as_tensor(sigma, dtype=torch.float64)
+            if not (torch.isfinite(value).all() and (value > 0).all()):
+                raise RequestError(f"sigma must be positive and finite, got {sigma}")
+            self.register_buffer("sigma", value, persistent=False)
+            self.register_buffer("cholesky", None, persistent=False)
+            return
+        matrix = torch.as_tensor(covariance, dtype=torch.float64)
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not torch.equal(matrix, matrix.T):
+            raise RequestError(f"covariance must be a symmetric matrix, got shape {tuple(matrix.shape)}")
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        if failed:
+            raise RequestError("covariance must be positive definite")
+        self.register_buffer("cholesky", factor, persistent=False)
+        self.register_buffer("sigma", matrix.diagonal().sqrt(), persistent=False)
+
+    @property
+    def largest_sigma(self) -> float:
+        """The largest standard deviation of a coordinate."""
+        return float(self.sigma.max())
+
+    @property
+    def scale(self) -> float:
+        """The one standard deviation of an isotropic law; refused for others."""
+        if self.sigma.numel() != 1:
+            raise RequestError("this law has more than one sigma; its region is an ellipsoid, not a radius")
+        return float(self.sigma)
+
+    def sample(self, source: Source | TrainingSource, n: int, shape: tuple[int, ...]) -> Tensor:
+        draws = source.normal(n, *shape)
+        if self.cholesky is not None:
+            return draws @ self.cholesky.T.to(draws.dtype)
+        return draws.mul_(self.sigma.to(draws.dtype))
+
+    def gauge(self, delta: Tensor) -> Tensor:
+        """sqrt(delta' Sigma^-1 delta), float64."""
+        delta = delta.double()
+        if self.cholesky is not None:
+            return torch.linalg.solve_triangular(self.cholesky, delta.T, upper=False).norm(dim=0)
+        return (delta / self.sigma).flatten(1).norm(dim=1)
+
+    def transfer(self, p: ArrayLike, size: ArrayLike):
+        return norm.cdf(norm.ppf(p) - np.asarray(size))
+
+    def radius(self, pa: ArrayLike, pb: ArrayLike):
+        """(z(pA) - z(pB)) / 2 in gauge units (multiply by sigma for l2), 0 where pA <= pB."""
+        pa, pb = np.asarray(pa, dtype=float), np.asarray(pb, dtype=float)
+        return np.where(pa > pb, (norm.ppf(pa) - norm.ppf(pb)) / 2, 0.0)
+
+    def extra_repr(self) -> str:
+        if self.cholesky is not None:
+            return f"covariance {tuple(self.cholesky.shape)}"
+        sizes = self.sigma.unique()
+        if sizes.numel() == 1:
+            return f"sigma={sizes.item():g}"
+        return f"sigma={sizes.min().item():g}..{sizes.max().item():g}, geometric mean {math.exp(self.sigma.log().mean()):g}"

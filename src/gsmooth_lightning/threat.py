@@ -1,0 +1,125 @@
+"""What the attacker may do. Certificates, error bounds and tables state it."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from gsmooth_lightning.errors import RequestError
+from gsmooth_lightning.transform import Transform
+
+SAVED = {"float": None, "8bit": 255}
+
+
+class Threat(ABC):
+    """An attack on image files: what is done to the file, and how the result is saved.
+
+    Args:
+        saved: "8bit" (values k/255) or "float". It holds for the clean image as well.
+        size: side in pixels to which images are enlarged (bicubic) before anything else; None keeps them.
+    """
+
+    unit: str
+
+    def __init__(self, saved: str = "8bit", size: int | None = None):
+        if saved not in SAVED:
+            raise RequestError(f"threat.saved must be one of {', '.join(SAVED)}, got {saved!r}")
+        if size is not None and size < 1:
+            raise RequestError(f"threat.size must be a positive number of pixels or null, got {size}")
+        self.saved, self.size = saved, size
+
+    @property
+    def levels(self) -> int | None:
+        """Steps between 0 and 1 in a saved image, None for floats."""
+        return SAVED[self.saved]
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """The clean images of this threat, (n, c, h, w) in [0, 1]: enlarged, clamped, saved.
+
+        Raises:
+            RequestError: NaN or values outside [0, 1].
+        """
+        if not bool(((x >= 0) & (x <= 1)).all()):
+            raise RequestError("images must hold finite values between 0 and 1; scale the data set, or repair its files")
+        if self.size is not None and tuple(x.shape[-2:]) != (self.size, self.size):
+            x = functional.interpolate(x, size=(self.size, self.size), mode="bicubic", align_corners=False)
+        return self.save(x)
+
+    def save(self, x: Tensor) -> Tensor:
+        """What a viewer reads back from the saved file."""
+        x = x.clamp(0, 1)
+        return x if self.levels is None else torch.round(x * self.levels) / self.levels
+
+    def _file(self) -> str:
+        enlarged = f"images enlarged to {self.size}x{self.size} (bicubic), " if self.size else ""
+        return enlarged + ("saved with 8 bits" if self.saved == "8bit" else "kept as floats")
+
+    @abstractmethod
+    def describe(self) -> str:
+        """One sentence for tables."""
+
+
+class PixelThreat(Threat):
+    """Adds any delta with ||delta||_2 below the radius."""
+
+    unit = "l2"
+
+    def describe(self) -> str:
+        return f"any change of l2 norm at most the radius (pixels in [0, 1]), {self._file()}"
+
+
+class TransformationThreat(Threat):
+    """Applies psi(., gamma) with gamma between low and high, once, and saves the result.
+
+    Args:
+        transform: the attacker's transformation (its interpolation included).
+        low, high: ends of the parameter range; 0 lies between them.
+        step: None, or the attacker may use only the multiples of `step` within the range: then finitely many attacks
+            exist, and a maximum over them is exact.
+    """
+
+    def __init__(
+        self,
+        transform: Transform,
+        low: float,
+        high: float,
+        step: float | None = None,
+        saved: str = "8bit",
+        size: int | None = None,
+    ):
+        super().__init__(saved, size)
+        if transform.dim != 1:
+            raise RequestError(f"a threat by {transform.name} needs a transformation with one parameter")
+        if not low <= 0 <= high or low == high:
+            raise RequestError(f"the threat's range must contain 0 and more, got {low} to {high}")
+        if step is not None and not step > 0:
+            raise RequestError(f"threat.step must be positive or null, got {step}")
+        self.transform, self.low, self.high, self.step = transform, float(low), float(high), step
+        self.unit = transform.unit
+
+    def apply(self, x: Tensor, gamma: Tensor) -> Tensor:
+        """The attacked files: (n, c, h, w) clean images and (n, 1) parameters -> (n, c, h, w)."""
+        return self.save(self.transform(x, gamma))
+
+    def parameters(self, points: int) -> tuple[Tensor, bool]:
+        """Parameters to search, (k, 1), and whether they are all there are.
+
+        With `step`: every parameter. Otherwise `points` of them, evenly spaced, the ends included.
+        """
+        if self.step is None:
+            return torch.linspace(self.low, self.high, points)[:, None], False
+        first, last = -int(-self.low / self.step + 1e-9), int(self.high / self.step + 1e-9)
+        return torch.arange(first, last + 1, dtype=torch.float64)[:, None].mul(self.step).float(), True
+
+    def clip(self, radius: float) -> float:
+        """A radius counts only as far as the range on both sides reaches."""
+        return min(radius, -self.low if self.low < 0 else self.high, self.high if self.high > 0 else -self.low)
+
+    def describe(self) -> str:
+        angles = "any real number" if self.step is None else f"multiples of {self.step:g}"
+        method = getattr(self.transform, "interpolation", "")
+        return (
+            f"{self.transform.name} by {self.low:g} to {self.high:g} {self.unit} ({angles}; {method}), "
+            f"once, {self._file()}"
+        )
