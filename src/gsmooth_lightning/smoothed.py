@@ -156,7 +156,7 @@ class SmoothedClassifier(nn.Module):
         A row's label must not depend on the other rows of its block (batch statistics do) nor on the call (dropout
         does): theory.md section 1.
         """
-        if self.base.training:
+        if any(module.training for module in self.base.modules()):
             raise RequestError("the network is in training mode; call .eval() first")
         rows = self.draw(x, Stream(0, 0).at("select", 0, x.device), self.block)
         alone = rows[:1].expand_as(rows).contiguous()

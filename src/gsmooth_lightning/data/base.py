@@ -1,9 +1,9 @@
 """The interface of a data set."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
@@ -30,6 +30,13 @@ class TensorImages(Dataset):
                 f"0 to {classes - 1}"
             )
         self.images, self.labels, self.levels = images, labels.long(), levels  # images: (n, c, h, w)
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of pixels and labels, shortened: what a result says about its data."""
+        content = hashlib.sha256(self.images.numpy().tobytes())
+        content.update(self.labels.numpy().tobytes())
+        return content.hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -74,8 +81,3 @@ def describe_subset(first: int | None, every: int, indices: Sequence[int] | None
         return f"{len(indices)} listed images of {split}"
     nth = "images" if every == 1 else f"every {every}th image"
     return f"{nth} of {split}" + ("" if first is None else f", the first {first}")
-
-
-def labels_of(data: Dataset) -> Tensor:
-    """All labels of a data set or subset."""
-    return torch.tensor([int(data[i][1]) for i in range(len(data))])  # type: ignore[arg-type]

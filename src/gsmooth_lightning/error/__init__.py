@@ -2,5 +2,6 @@
 
 from gsmooth_lightning.error.base import Bound, ErrorBound
 from gsmooth_lightning.error.sampled import DistributionBound, ImageBound
+from gsmooth_lightning.error.stored import StoredBound
 
-__all__ = ["Bound", "DistributionBound", "ErrorBound", "ImageBound"]
+__all__ = ["Bound", "DistributionBound", "ErrorBound", "ImageBound", "StoredBound"]

@@ -55,11 +55,12 @@ def soft_excess(norms: np.ndarray, value: float) -> np.ndarray:
 class ImageBound(ErrorBound):
     """E and rho for this clean image (DistSPT^x; Theorem J, or J' with soft=True).
 
-    E is a quantile of `draws` defects; rho is bounded at level alpha on `draws` other ones: by Clopper-Pearson on the
+    E is a quantile of `choose` defects; rho is bounded at level alpha on `draws` other ones: by Clopper-Pearson on the
     fraction beyond E, or, soft, by a betting bound on the mean cost of the excess.
 
     Args:
-        draws: parameters theta for each of the two steps.
+        draws: parameters theta that bound rho.
+        choose: parameters theta that choose E.
         points: gammas searched when the threat is continuous.
         quantile: of the defects, where E is put. With soft=True low quantiles pay (.9); otherwise rho must stay small.
         alpha: probability that rho is not a bound; added to that of the votes.
@@ -67,18 +68,27 @@ class ImageBound(ErrorBound):
     """
 
     def __init__(
-        self, draws: int = 512, points: int = 13, quantile: float = 0.9, alpha: float = 1e-4, soft: bool = True
+        self,
+        draws: int = 1024,
+        choose: int = 256,
+        points: int = 13,
+        quantile: float = 0.9,
+        alpha: float = 1e-4,
+        soft: bool = True,
     ):
-        if draws < 2 or points < 2:
-            raise RequestError(f"error.draws and error.points must be at least 2, got {draws} and {points}")
+        if min(draws, choose, points) < 2:
+            raise RequestError(
+                f"error.draws, error.choose and error.points must be at least 2, got {draws}, {choose} and {points}"
+            )
         if not 0 <= quantile <= 1:
             raise RequestError(f"error.quantile must lie between 0 and 1, got {quantile}")
-        self.draws, self.points, self.quantile, self.alpha, self.soft = draws, points, quantile, alpha, soft
+        self.draws, self.choose, self.points = draws, choose, points
+        self.quantile, self.alpha, self.soft = quantile, alpha, soft
 
     def procedure(
         self, smoothed: SmoothedClassifier, threat: TransformationThreat, x: Tensor, stream: Stream
     ) -> Generator[Any, Any, Bound]:
-        chosen = yield from sample_defects(smoothed, threat, x, stream, "error-choose", self.draws, self.points)
+        chosen = yield from sample_defects(smoothed, threat, x, stream, "error-choose", self.choose, self.points)
         value = float(np.quantile(chosen, self.quantile, method="higher")) * UP
         fresh = yield from sample_defects(smoothed, threat, x, stream, "error-bound", self.draws, self.points)
         if self.soft:

@@ -1,5 +1,7 @@
 """Small convolutional networks for small images."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 
@@ -7,21 +9,23 @@ class SmallCNN(nn.Module):
     """Two or more stages of convolution, batch normalisation, ReLU and 2x2 max pooling, then two linear layers.
 
     Args:
-        channels: of the image.
+        channels, size: of the image, size x size pixels.
         classes: outputs.
         widths: channels of each stage.
         hidden: width of the hidden linear layer.
     """
 
-    def __init__(self, channels: int = 1, classes: int = 10, widths: tuple[int, ...] = (16, 32), hidden: int = 64):
+    def __init__(
+        self, channels: int = 1, size: int = 28, classes: int = 10, widths: Sequence[int] = (16, 32), hidden: int = 64
+    ):
         super().__init__()
         stages: list[nn.Module] = []
         for width in widths:
             stages += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
             stages += [nn.MaxPool2d(2)]
-            channels = width
+            channels, size = width, size // 2
         self.features = nn.Sequential(*stages)
-        self.head = nn.Sequential(nn.Flatten(), nn.LazyLinear(hidden), nn.ReLU(), nn.Linear(hidden, classes))
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(channels * size**2, hidden), nn.ReLU(), nn.Linear(hidden, classes))
 
     def forward(self, x: Tensor) -> Tensor:  # (n, c, h, w) -> (n, classes)
         return self.head(self.features(x))

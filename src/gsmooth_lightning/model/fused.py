@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from gsmooth_lightning.errors import RequestError
-from gsmooth_lightning.rounds import workers
 
 BACKENDS = ("auto", "compile", "fx", "plain")
 TOLERANCE = 1e-4
@@ -32,7 +31,7 @@ def fused(network: nn.Module, example: Tensor, backend: str = "auto") -> tuple[n
     choices = BACKENDS[1:] if backend == "auto" else (backend,)
     for choice in choices:
         try:
-            fast = _build(network, example, choice)
+            fast = _build(network, example, choice).eval()
             difference = _difference(network, fast, example)
         except Exception as failure:  # compilers fail in many ways; the next choice is slower but equal
             if backend != "auto":
@@ -52,10 +51,37 @@ def _build(network: nn.Module, example: Tensor, backend: str) -> nn.Module:
     if backend == "compile":
         if example.device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
             raise RuntimeError("no C++ compiler")
-        return torch.compile(network, dynamic=False, options={"freezing": True})  # type: ignore[return-value]
+        return Compiled(network, example)
     if backend == "fx":
         return ChannelsLast(fuse(network))
     return network
+
+
+class Compiled(nn.Module):
+    """torch.compile with frozen weights, for one shape of input, one thread and inference mode.
+
+    torch.compile compiles anew when any of these change, and compiling frozen weights a second time crashes the process
+    (torch 2.11): so every call is brought to the same form.
+    """
+
+    def __init__(self, network: nn.Module, example: Tensor):
+        super().__init__()
+        self.shape = example.shape
+        self.compiled = torch.compile(network, dynamic=False, options={"freezing": True})
+
+    @torch.inference_mode()
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape != self.shape:
+            raise RequestError(f"this network was compiled for blocks of {tuple(self.shape)}, not {tuple(x.shape)}")
+        x = x.contiguous() if x.is_inference() else x.clone(memory_format=torch.contiguous_format)
+        threads = torch.get_num_threads()
+        if x.device.type == "cpu" and threads > 1:
+            torch.set_num_threads(1)
+        try:
+            return self.compiled(x)
+        finally:
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
 
 
 class ChannelsLast(nn.Module):
@@ -70,10 +96,6 @@ class ChannelsLast(nn.Module):
 
 
 def _difference(network: nn.Module, fast: nn.Module, example: Tensor) -> float:
-    @torch.inference_mode()
-    def both() -> tuple[Tensor, Tensor]:
-        return network(example), fast(example)
-
-    with workers(example.device) as run:  # compiled here for the threads that will run it
-        plain, other = run([both])[0]
+    with torch.inference_mode():
+        plain, other = network(example), fast(example)
     return float((plain - other).abs().max() / plain.abs().max().clamp_min(1))

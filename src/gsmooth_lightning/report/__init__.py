@@ -1,0 +1,1 @@
+"""Curves, tables and pictures from stores."""

@@ -1,0 +1,32 @@
+"""`gsmooth COMMAND [overrides]`: the same as `python -m gsmooth_lightning.tasks.COMMAND [overrides]`."""
+
+import runpy
+import sys
+
+COMMANDS = {
+    "train": "train a base classifier for the smoothing it will be certified under",
+    "bound": "bound the interpolation error of images",
+    "certify": "certify images; the same command again resumes",
+    "attack": "attack images by the worst of k parameters",
+    "report": "table and picture of stores",
+    "demo": "all of it on real handwritten digits, in three minutes",
+}
+
+
+def main() -> None:
+    """Runs a command's module with the arguments that follow."""
+    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+        listing = "\n".join(f"  {name:8} {text}" for name, text in COMMANDS.items())
+        usage = f"usage: gsmooth COMMAND [OVERRIDES], gsmooth COMMAND --help\n{listing}"
+        if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+            print(usage)
+            sys.exit(0 if len(sys.argv) > 1 else 2)
+        print(f"gsmooth: there is no command {sys.argv[1]!r}\n{usage}", file=sys.stderr)
+        sys.exit(2)
+    name = sys.argv.pop(1)
+    # run as __main__, so that a rank that Lightning relaunches with `python -m` finds the same module
+    runpy.run_module(f"gsmooth_lightning.tasks.{name}", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

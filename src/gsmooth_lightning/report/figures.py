@@ -1,0 +1,90 @@
+"""Pictures of what was certified."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from gsmooth_lightning.report.curves import Record, certified_accuracy
+from gsmooth_lightning.threat import Threat, TransformationThreat
+
+INK, BLUE, RED = "#222222", "#2166ac", "#b2182b"
+
+
+def report_figure(
+    records: Sequence[Record], threat: Threat, images: dict[int, Tensor], attacked: Sequence[Record] = ()
+) -> Figure:
+    """The certified-accuracy curve, beside a contact sheet of images turned to their certified parameters.
+
+    Args:
+        records: certificates.
+        threat: of the certificates.
+        images: clean images of the data set by index, (c, h, w), for the contact sheet.
+        attacked: records of an attack on the same images.
+    """
+    sheet = isinstance(threat, TransformationThreat) and bool(images)
+    figure = Figure(figsize=(12, 5.4) if sheet else (6.4, 4.8), layout="constrained", facecolor="white")
+    left, *right = figure.subfigures(1, 2, width_ratios=(1.15, 1)) if sheet else [figure]
+    _curve(left, records, threat, attacked)
+    if sheet:
+        assert isinstance(threat, TransformationThreat)
+        _contact_sheet(right[0], records, threat, images)
+    return figure
+
+
+def _curve(figure, records: Sequence[Record], threat: Threat, attacked: Sequence[Record]) -> None:
+    most = max(r["radius"] for r in records)
+    end = threat.clip(float("inf")) if isinstance(threat, TransformationThreat) else 1.05 * most or 1.0
+    radii = np.linspace(0, end, 241)
+    value, low, high = certified_accuracy(records, list(radii))
+    axes = figure.subplots()
+    axes.fill_between(radii, low, high, color=BLUE, alpha=0.15, linewidth=0, label="95 % interval over images")
+    axes.plot(radii, value, color=BLUE, linewidth=2, label="certified (smoothed classifier)")
+    base = np.mean([r["base"] == r["label"] for r in records])
+    axes.axhline(base, color=INK, linestyle=":", linewidth=1, label="base classifier, clean")
+    for key, style in (("smoothed", "-."), ("base", "--")):
+        if attacked:
+            alive = np.mean([all(p == r["label"] for p in r[key]) for r in attacked])
+            axes.axhline(alive, color=RED, linestyle=style, linewidth=1, label=f"{key} classifier, attacked")
+    guarantee = ", ".join(sorted({r["guarantee"] for r in records}))
+    axes.set(
+        xlabel=f"radius ({threat.unit})",
+        ylabel="accuracy",
+        xlim=(0, end),
+        ylim=(0, 1.02),
+        title=f"{len(records)} images, alpha = {max(r['alpha'] for r in records):g}, guarantee: {guarantee}",
+    )
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower left", fontsize=8)
+
+
+def _contact_sheet(
+    figure, records: Sequence[Record], threat: TransformationThreat, images: dict[int, Tensor], columns: int = 8
+) -> None:
+    """Two rows of images: each turned to one end of its certified range, clean, and turned to the other end."""
+    shown = [r for r in records if r["index"] in images]
+    shown = [shown[i] for i in np.unique(np.linspace(0, len(shown) - 1, 2 * columns).astype(int))] if shown else []
+    axes = figure.subplots(6, columns, squeeze=False)
+    figure.suptitle(f"turned to the ends of the certified range ({threat.unit})", fontsize=11)
+    for cell in axes.flat:
+        cell.axis("off")
+    for k, record in enumerate(shown):
+        clean = threat.prepare(images[record["index"]][None])
+        top, column = 3 * (k // columns), k % columns
+        good = record["prediction"] == record["label"]
+        name = "abstained" if record["prediction"] == -1 else f"{record['prediction']}"
+        for row, sign in enumerate((-1, 0, 1)):
+            gamma = torch.tensor([[sign * record["radius"]]], dtype=torch.float32)
+            cell = axes[top + row, column]
+            cell.imshow(_displayed(threat.apply(clean, gamma)[0] if sign else clean[0]), cmap="gray", vmin=0, vmax=1)
+            if sign:
+                cell.set_title(f"{sign * record['radius']:+.0f}" if good and record["radius"] else "", fontsize=7, pad=1)
+            else:
+                cell.set_title(name, fontsize=8, pad=1, color=INK if good else RED)
+
+
+def _displayed(x: Tensor) -> np.ndarray:
+    return x.permute(1, 2, 0).squeeze(-1).cpu().numpy()

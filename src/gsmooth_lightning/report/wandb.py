@@ -1,0 +1,31 @@
+"""What a run shows on a Weights & Biases dashboard."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import wandb
+from matplotlib.figure import Figure
+from pytorch_lightning.loggers import Logger, WandbLogger
+
+from gsmooth_lightning.report.curves import Record, certified_accuracy
+from gsmooth_lightning.threat import Threat, TransformationThreat
+
+COLUMNS = ("index", "label", "base", "prediction", "radius", "guarantee", "pa", "evaluations", "seconds")
+
+
+def log_certificates(logger: Logger | None, records: Sequence[Record], threat: Threat, figure: Figure) -> None:
+    """Logs the certified-accuracy curve, a table of certificates and the figure, when the logger is wandb's."""
+    if not isinstance(logger, WandbLogger):
+        return
+    run = logger.experiment
+    end = threat.clip(np.inf) if isinstance(threat, TransformationThreat) else max(r["radius"] for r in records)
+    radii = np.linspace(0, end, 61)
+    curve = zip(radii.tolist(), *(c.tolist() for c in certified_accuracy(records, list(radii))), strict=True)
+    run.log(
+        {
+            "certificates": wandb.Table(columns=list(COLUMNS), data=[[r[c] for c in COLUMNS] for r in records]),
+            "certified_accuracy": wandb.Table(columns=["radius", "accuracy", "low", "high"], data=list(map(list, curve))),
+            "report": wandb.Image(figure),
+        }
+    )
+    wandb.finish()

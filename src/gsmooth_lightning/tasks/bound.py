@@ -1,0 +1,48 @@
+"""`gsmooth bound`: the interpolation error of each image, once, for `certify bounds=STORE`."""
+
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from gsmooth_lightning.error import DistributionBound, ErrorBound
+from gsmooth_lightning.errors import RequestError
+from gsmooth_lightning.lit import BoundModule
+from gsmooth_lightning.report.tables import bound_rows, markdown
+from gsmooth_lightning.tasks.launch import command
+from gsmooth_lightning.tasks.setup import Run, images_in_words, prepare
+
+
+def fit_if_needed(error: ErrorBound | None, run: Run) -> None:
+    """A bound for the distribution is fitted on calibration images: the first ones of the training split."""
+    if not isinstance(error, DistributionBound):
+        return
+    threat, training = error.check(run.smoothed, run.threat), run.data.split("train")
+    images = ((i, threat.prepare(training[i][0][None])[0]) for i in range(run.cfg.images.calibration))
+    bound = error.fit(run.smoothed, threat, images, run.cfg.seed)
+    print(f"E = {bound.value:.4f} with rho = {bound.rho:g} for a fraction q_E >= {bound.details['q_E']:.4f} of images")
+
+
+def bound(cfg: DictConfig) -> Path:
+    """Bounds every visited image and prints quantiles; returns the store's folder."""
+    if cfg.error is None:
+        raise RequestError("there is nothing to bound with error=none; use error=image")
+    run = prepare(cfg, "bound", ("error",))
+    error = instantiate(cfg.error)
+    error.check(run.smoothed, run.threat)
+    store = run.store()
+    run.data.done = store.done
+    fit_if_needed(error, run)
+    run.trainer.predict(BoundModule(error, run.smoothed, run.threat, store, cfg.seed), run.data, return_predictions=False)
+    rows = bound_rows(store.finish()) | {"threat": run.threat.describe(), "selection": images_in_words(cfg)}
+    print(markdown({"error bound": rows}))
+    print(f"bounds: {run.folder}")
+    return run.folder
+
+
+def main() -> None:
+    command("bound", bound)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""`gsmooth certify`: certificates for images, one line of the store each."""
+
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from gsmooth_lightning.certify import JointCertifier
+from gsmooth_lightning.certify.store import check_identity, read
+from gsmooth_lightning.error import StoredBound
+from gsmooth_lightning.lit import CertificationModule
+from gsmooth_lightning.report.figures import report_figure
+from gsmooth_lightning.report.tables import certificate_rows, markdown
+from gsmooth_lightning.report.wandb import log_certificates
+from gsmooth_lightning.tasks.bound import fit_if_needed
+from gsmooth_lightning.tasks.launch import command
+from gsmooth_lightning.tasks.setup import CLASSIFIER, images_in_words, prepare
+
+
+def certify(cfg: DictConfig) -> Path:
+    """Certifies every visited image and prints the table; returns the store's folder."""
+    run = prepare(cfg, "certify", ("error", "sampling", "certify"))
+    certifier = instantiate(cfg.certify)
+    if cfg.bounds is not None and isinstance(certifier, JointCertifier):
+        check_identity(cfg.bounds, run.identity, (*CLASSIFIER, "error", "images", "checkpoint"))
+        certifier.error = StoredBound(read(cfg.bounds))
+    certifier.check(run.smoothed, run.threat)
+    store = run.store()
+    run.data.done = store.done
+    if isinstance(certifier, JointCertifier):
+        fit_if_needed(certifier.error, run)
+    module = CertificationModule(certifier, run.smoothed, run.threat, store, cfg.seed)
+    run.trainer.predict(module, run.data, return_predictions=False)
+    records = store.finish()
+    print(markdown({"certificates": certificate_rows(records, run.threat, images_in_words(cfg))}))
+    log_certificates(run.trainer.logger, records, run.threat, report_figure(records, run.threat, run.clean_images()))
+    print(f"certificates: {run.folder}")
+    return run.folder
+
+
+def main() -> None:
+    command("certify", certify)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""How a command starts and how it ends when the user can put something right."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from gsmooth_lightning.errors import RequestError
+
+RESUMABLE = 130
+
+
+def command(name: str, run: Callable[[DictConfig], None]) -> None:
+    """Composes conf/<name>.yaml with the overrides in sys.argv and runs it.
+
+    What a user can put right ends in one sentence on stderr and exit status 2; an interruption in 130; anything else is
+    a bug and keeps its traceback.
+    """
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no advertisements between a user and a table
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # hand exceptions to us instead of printing them
+    try:
+        hydra.main(version_base="1.3", config_path="pkg://gsmooth_lightning.conf", config_name=name)(run)()
+    except KeyboardInterrupt:
+        print("gsmooth: interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(RESUMABLE)
+    except (RequestError, HydraException, OmegaConfBaseException) as failure:
+        print(f"gsmooth {name}: {sentence(failure)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def sentence(failure: BaseException) -> str:
+    """The user's mistake in one line: the innermost request error, or the first lines of a configuration error."""
+    cause: BaseException | None = failure
+    while cause is not None:
+        if isinstance(cause, RequestError):
+            return str(cause)
+        cause = cause.__cause__
+    if isinstance(failure.__cause__, TypeError):  # Hydra called a constructor with an option it does not know
+        key = str(failure).rsplit("full_key: ", 1)[-1].strip()
+        return f"{key}: {failure.__cause__}; correct the options of {key}"
+    text = str(failure).replace("\n\t", " ").replace("\n", " ")
+    return " ".join(text.split())

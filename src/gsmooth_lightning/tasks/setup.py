@@ -1,0 +1,157 @@
+"""From a configuration to objects, and to what a result depends on."""
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import Logger
+from torch import Tensor, nn
+
+from gsmooth_lightning import __version__
+from gsmooth_lightning.certify.store import Store, digest
+from gsmooth_lightning.data.base import describe_subset
+from gsmooth_lightning.errors import RequestError
+from gsmooth_lightning.lit import ImageDataModule
+from gsmooth_lightning.model import file_hash, fused, load_weights
+from gsmooth_lightning.smoothed import SmoothedClassifier
+from gsmooth_lightning.threat import Threat
+
+CLASSIFIER = ("data", "model", "transform", "preprocess", "law", "noise", "threat", "seed")
+"""Groups that decide what the smoothed classifier is and what is done to it."""
+
+
+@dataclass
+class Run:
+    """One command's run: its parts, its folder and its identity."""
+
+    cfg: DictConfig
+    folder: Path
+    identity: dict[str, Any]
+    smoothed: SmoothedClassifier
+    threat: Threat
+    data: ImageDataModule
+    trainer: pl.Trainer
+
+    def store(self) -> Store:
+        """The store of this run, opened or resumed; the trainer then logs into its folder."""
+        return open_store(self.cfg, self.folder, self.identity, self.trainer)
+
+    def clean_images(self) -> dict[int, Tensor]:
+        """The visited images by index, as the data set has them."""
+        return {int(i): x for x, _, i in (self.data.visited[k] for k in range(len(self.data.visited)))}
+
+
+def open_store(cfg: DictConfig, folder: Path, identity: dict[str, Any], trainer: pl.Trainer) -> Store:
+    store = Store(folder, identity, OmegaConf.to_yaml(cfg, resolve=True), trainer.global_rank)
+    if cfg.logger is not None:
+        trainer.logger = instantiate(cfg.logger, save_dir=str(folder))
+    return store
+
+
+def seeded_network(cfg: DictConfig) -> nn.Module:
+    """The base network, with initial weights that depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.seed)
+        return instantiate(cfg.model)
+
+
+def smoothed_classifier(cfg: DictConfig, network: nn.Module) -> SmoothedClassifier:
+    return SmoothedClassifier(
+        network,
+        cfg.data.classes,
+        instantiate(cfg.transform),
+        instantiate(cfg.preprocess),
+        instantiate(cfg.law),
+        instantiate(cfg.noise),
+        cfg.block,
+    )
+
+
+def data_module(cfg: DictConfig) -> ImageDataModule:
+    images = {key: value for key, value in cfg.images.items() if key != "calibration"}
+    split = images.pop("split")
+    if split not in ("train", "val", "test"):
+        raise RequestError(f"images.split must be train, val or test, got {split!r}")
+    return ImageDataModule(
+        instantiate(cfg.data.dataset),
+        cfg.data.classes,
+        cfg.train.batch_size,
+        cfg.train.workers,
+        split,
+        **images,
+    )
+
+
+def make_trainer(cfg: DictConfig, **options: Any) -> pl.Trainer:
+    """The Lightning trainer, without a logger so far (see `open_store`).
+
+    Raises:
+        RequestError: several devices inside a multirun (each rank would start the whole sweep again).
+    """
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN and str(cfg.trainer.devices) != "1":
+        raise RequestError("several devices inside a multirun start the sweep once more on each; set trainer.devices=1")
+    return instantiate(cfg.trainer, logger=False, **options)
+
+
+def plain(node: Any) -> Any:
+    """A configuration node as plain Python."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def versions() -> dict[str, str]:
+    return {"gsmooth": __version__, "torch": torch.__version__, "machine": platform.machine()}
+
+
+def identity_of(cfg: DictConfig, groups: tuple[str, ...]) -> dict[str, Any]:
+    """The groups as they decide results: where files lie does not count (their content does)."""
+    identity = {key: plain(cfg[key]) for key in groups}
+    for place in ("root", "download"):
+        identity["data"]["dataset"].pop(place, None)
+    return identity
+
+
+def run_folder(cfg: DictConfig, command: str, identity: dict[str, Any]) -> Path:
+    """Where results go: store=..., or a folder named after what they depend on."""
+    return Path(cfg.store or f"runs/{command}-{cfg.data.dataset._target_.rsplit('.', 1)[-1].lower()}-{digest(identity)}")
+
+
+def prepare(cfg: DictConfig, command: str, groups: tuple[str, ...]) -> Run:
+    """A run that works on a trained classifier.
+
+    Its identity covers the classifier, the images' split, the given groups, the checkpoint's bytes, the block, the
+    network's backend and the versions; not which or how many images are visited, nor the trainer and the logger.
+    """
+    if cfg.checkpoint is None:
+        raise RequestError(f"{command} needs a trained network; give checkpoint=FILE, written by `gsmooth train`")
+    threat: Threat = instantiate(cfg.threat)
+    network = seeded_network(cfg)
+    load_weights(network, cfg.checkpoint)
+    data = data_module(cfg)
+    trainer = make_trainer(cfg, enable_checkpointing=False, inference_mode=True)
+    device = trainer.strategy.root_device
+    smoothed = smoothed_classifier(cfg, network.to(device)).to(device)
+    with torch.inference_mode():
+        example = torch.rand(cfg.block, cfg.data.channels, cfg.data.size, cfg.data.size, device=device)
+    smoothed.base, backend = fused(network, example, cfg.backend)
+    identity = {
+        "command": command,
+        **identity_of(cfg, (*CLASSIFIER, *groups)),
+        "images": f"{cfg.images.split} {data.split(cfg.images.split).content_hash}",  # type: ignore[attr-defined]
+        "checkpoint": file_hash(cfg.checkpoint),
+        "block": cfg.block,
+        "backend": backend,
+        "device": device.type,
+        "versions": versions(),
+    }
+    return Run(cfg, run_folder(cfg, command, identity), identity, smoothed, threat, data, trainer)
+
+
+def images_in_words(cfg: DictConfig) -> str:
+    return describe_subset(cfg.images.first, cfg.images.every, cfg.images.indices, cfg.images.split)
