@@ -2,7 +2,6 @@
 
 from collections.abc import Generator
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -68,14 +67,14 @@ class SmoothedClassifier(nn.Module):
 
     def draw(self, x: Tensor, source: Source | TrainingSource, n: int) -> Tensor:
         """n network inputs for one image x: (c, h, w) -> (n, c, h, w)."""
-        theta = self.parameters(source, n)
+        theta = self.draw_parameters(source, n)
         steps = self.encode(x.expand(n if self.law else 1, *x.shape), theta)
         if self.noise is None:
             return (steps * (1 / LEVELS)).expand(n, *x.shape)
         noise = self.noise.sample(source, n, tuple(x.shape)).mul_(LEVELS).round_()
         return (steps + noise.to(steps.dtype)) * (1 / LEVELS)  # both are whole and below 2^24: the sum is exact
 
-    def parameters(self, source: Source | TrainingSource, n: int) -> Tensor:
+    def draw_parameters(self, source: Source | TrainingSource, n: int) -> Tensor:
         """n draws of theta, float32, (n, dim)."""
         if self.law is None:
             return torch.zeros(n, 0, device=source.device)
@@ -84,7 +83,7 @@ class SmoothedClassifier(nn.Module):
     def training_batch(self, x: Tensor) -> Tensor:
         """One draw for each image of a batch, from torch's generator: for training the base classifier."""
         source = TrainingSource(x.device)
-        x = self.preprocess(self.transform(x, self.parameters(source, len(x))))
+        x = self.preprocess(self.transform(x, self.draw_parameters(source, len(x))))
         return x if self.noise is None else x + self.noise.sample(source, len(x), tuple(x.shape[1:]))
 
     # -------------------------------------------------- votes
@@ -123,9 +122,7 @@ class SmoothedClassifier(nn.Module):
         """
         size = self.block
         jobs: list[Job] = [
-            partial(
-                self.block_counts, x, stream, stage, b, max(first - b * size, 0), min(last - b * size, size)
-            )
+            partial(self.block_counts, x, stream, stage, b, max(first - b * size, 0), min(last - b * size, size))
             for b in range(first // size, -(-last // size))
         ]
         counts = torch.stack((yield jobs)).sum(0).cpu().numpy()  # the round's one synchronisation

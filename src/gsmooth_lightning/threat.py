@@ -41,7 +41,9 @@ class Threat(ABC):
             RequestError: NaN or values outside [0, 1].
         """
         if not bool(((x >= 0) & (x <= 1)).all()):
-            raise RequestError("images must hold finite values between 0 and 1; scale the data set, or repair its files")
+            raise RequestError(
+                "images must hold finite values between 0 and 1; scale the data set, or repair its files"
+            )
         if self.size is not None and tuple(x.shape[-2:]) != (self.size, self.size):
             x = functional.interpolate(x, size=(self.size, self.size), mode="bicubic", align_corners=False)
         return self.save(x)

@@ -66,6 +66,4 @@ class AdditiveCertifier(Certifier):
         if outcome.pa is not None and outcome.pb is not None:
             pa, pb = outcome.pa - slack, outcome.pb + slack
             radius = round_down(sigma * float(noise.radius(pa, pb)) - rounding) if pa > pb else None
-        return self.conclude(
-            smoothed, outcome, radius, x, stream, unit="l2", guarantee="sound", alpha=self.plan.alpha
-        )
+        return self.conclude(smoothed, outcome, radius, x, stream, unit="l2", guarantee="sound", alpha=self.plan.alpha)

@@ -56,12 +56,14 @@ class JointCertifier(Certifier):
     def check(self, smoothed: SmoothedClassifier, threat: Threat) -> None:
         self.error.check(smoothed, threat)
         assert isinstance(smoothed.law, Gaussian)
-        self.refuse_unreachable(smoothed.law.scale * joint_margin(self.plan.ceiling, 1 - self.plan.ceiling, 0), threat.unit)
+        pa = self.plan.ceiling
+        self.refuse_unreachable(smoothed.law.scale * joint_margin(pa, 1 - pa, 0), threat.unit)
 
     def procedure(
         self, smoothed: SmoothedClassifier, threat: Threat, x: Tensor, stream: Stream
     ) -> Generator[Any, Any, Certificate]:
-        assert isinstance(threat, TransformationThreat) and isinstance(smoothed.law, Gaussian)
+        assert isinstance(threat, TransformationThreat)
+        assert isinstance(smoothed.law, Gaussian)
         sigma, slack = smoothed.law.scale, smoothed.slack(x)
         bound = yield from self.error.procedure(smoothed, threat, x, stream)
 

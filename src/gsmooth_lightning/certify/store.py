@@ -104,7 +104,9 @@ def read(folder: str | Path) -> list[Record]:
                 record = json.loads(line)
                 records[record["index"]] = record
             except (ValueError, KeyError, TypeError) as failure:
-                raise RequestError(f"{path}, line {number}, is damaged; restore the file or delete the line") from failure
+                raise RequestError(
+                    f"{path}, line {number}, is damaged; restore the file or delete the line"
+                ) from failure
     return [records[index] for index in sorted(records)]
 
 

@@ -40,7 +40,7 @@ def sample_defects(
         attacked = threat.apply(x.expand(len(gammas), *x.shape), gammas)
 
     def block(b: int) -> Tensor:
-        theta = smoothed.parameters(stream.at(stage, b, x.device), smoothed.block)
+        theta = smoothed.draw_parameters(stream.at(stage, b, x.device), smoothed.block)
         return defect_norms(smoothed, x, attacked, gammas, theta)
 
     norms = yield [partial(block, b) for b in range(-(-draws // smoothed.block))]
@@ -154,7 +154,7 @@ class DistributionBound(ErrorBound):
             for i, x in images
         )
         device = next(smoothed.buffers()).device
-        norms = dict((i, d) for i, d, _ in run_rounds(procedures, device))
+        norms = {i: d for i, d, _ in run_rounds(procedures, device)}
         if len(norms) < 4:
             raise RequestError(f"error.images must be at least 4 calibration images, got {len(norms)}")
         rows = np.stack([norms[i] for i in sorted(norms)]) * UP

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 
 import pytorch_lightning as pl
+import torch
 from torch import Tensor
 
 from gsmooth_lightning.attack import worst_of_k
@@ -35,10 +36,12 @@ class StoredPrediction(pl.LightningModule):
 
     @abstractmethod
     def records(self, items: Items) -> Iterable[Record]:
-        """Records of some images, given as (index, label, image), each as soon as it is finished."""
+        """Records of some clean images, given as (index, label, prepared image), each as soon as it is finished."""
 
     def predict_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
-        items = [(int(i), int(y), x) for x, y, i in zip(*batch, strict=True)]
+        images, targets, indices = batch
+        prepared = self.threat.prepare(images)
+        items = [(int(i), int(y), x) for x, y, i in zip(prepared, targets, indices, strict=True)]
         labels = {index: label for index, label, _ in items}
         for record in self.records(items):
             self.store.append({"index": record["index"], "label": labels[record["index"]], **record})
@@ -56,7 +59,8 @@ class CertificationModule(StoredPrediction):
 
     def records(self, items: Items) -> Iterator[Record]:
         images = [(index, x) for index, _, x in items]
-        base = {i: int(self.smoothed.classify_base(self.threat.prepare(x[None]))[0]) for i, x in images}
+        classes = self.smoothed.classify_base(torch.stack([x for _, x in images]))
+        base = {index: int(label) for (index, _), label in zip(images, classes, strict=True)}
         found = self.certifier.certify(self.smoothed, self.threat, images, self.seed, in_flight=len(items))
         for index, certificate in found:
             yield {"index": index, "base": base[index], **asdict(certificate)}
@@ -72,7 +76,10 @@ class BoundModule(StoredPrediction):
 
     def records(self, items: Items) -> Iterator[Record]:
         procedures = (
-            (i, self.error.procedure(self.smoothed, self._threat, self._threat.prepare(x[None])[0], Stream(self.seed, i)))
+            (
+                i,
+                self.error.procedure(self.smoothed, self._threat, x, Stream(self.seed, i)),
+            )
             for i, _, x in items
         )
         for index, bound, seconds in run_rounds(procedures, self.device, len(items)):
@@ -90,7 +97,18 @@ class AttackModule(StoredPrediction):
 
     def records(self, items: Items) -> Iterator[Record]:
         procedures = (
-            (i, worst_of_k(self.smoothed, self._threat, self._threat.prepare(x[None])[0], y, Stream(self.seed, i), self.k, self.n))
+            (
+                i,
+                worst_of_k(
+                    self.smoothed,
+                    self._threat,
+                    x,
+                    y,
+                    Stream(self.seed, i),
+                    self.k,
+                    self.n,
+                ),
+            )
             for i, y, x in items
         )
         for index, attacked, seconds in run_rounds(procedures, self.device, len(items)):

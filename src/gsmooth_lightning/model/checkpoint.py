@@ -21,7 +21,9 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     """
     path = Path(path)
     if not path.is_file():
-        raise RequestError(f"there is no checkpoint at {path}; train one with `gsmooth train`, or correct checkpoint=...")
+        raise RequestError(
+            f"there is no checkpoint at {path}; train one with `gsmooth train`, or correct checkpoint=..."
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as failure:
@@ -41,7 +43,9 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
             for what, keys in (("lacks", missing), ("has unknown", foreign), ("has other shapes for", shapes))
             if keys
         ]
-        raise RequestError(f"{path} does not fit the network: it {' and '.join(parts)}; choose the model it was made for")
+        raise RequestError(
+            f"{path} does not fit the network: it {' and '.join(parts)}; choose the model it was made for"
+        )
     broken = [key for key, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
     if broken:
         raise RequestError(f"{path} holds NaN or infinite weights in {broken[0]}; train again")

@@ -25,7 +25,9 @@ class SmallCNN(nn.Module):
             stages += [nn.MaxPool2d(2)]
             channels, size = width, size // 2
         self.features = nn.Sequential(*stages)
-        self.head = nn.Sequential(nn.Flatten(), nn.Linear(channels * size**2, hidden), nn.ReLU(), nn.Linear(hidden, classes))
+        self.head = nn.Sequential(
+            nn.Flatten(), nn.Linear(channels * size**2, hidden), nn.ReLU(), nn.Linear(hidden, classes)
+        )
 
     def forward(self, x: Tensor) -> Tensor:  # (n, c, h, w) -> (n, classes)
         return self.head(self.features(x))

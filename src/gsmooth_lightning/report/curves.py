@@ -15,9 +15,7 @@ def certified(records: Sequence[Record], radius: float) -> np.ndarray:
     return np.array([r["prediction"] == r["label"] and r["radius"] >= radius for r in records], dtype=bool)
 
 
-def certified_accuracy(
-    records: Sequence[Record], radii: Sequence[float]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def certified_accuracy(records: Sequence[Record], radii: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Certified accuracy at each radius with its 95 % Clopper-Pearson interval over images: (value, low, high)."""
     hits = np.array([certified(records, radius).sum() for radius in radii])
     low, high = proportion_interval(hits, len(records))

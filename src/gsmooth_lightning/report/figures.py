@@ -24,13 +24,14 @@ def report_figure(
         images: clean images of the data set by index, (c, h, w), for the contact sheet.
         attacked: records of an attack on the same images.
     """
-    sheet = isinstance(threat, TransformationThreat) and bool(images)
-    figure = Figure(figsize=(12, 5.4) if sheet else (6.4, 4.8), layout="constrained", facecolor="white")
-    left, *right = figure.subfigures(1, 2, width_ratios=(1.15, 1)) if sheet else [figure]
+    if not isinstance(threat, TransformationThreat) or not images:
+        figure = Figure(figsize=(6.4, 4.8), layout="constrained", facecolor="white")
+        _curve(figure, records, threat, attacked)
+        return figure
+    figure = Figure(figsize=(12, 5.4), layout="constrained", facecolor="white")
+    left, right = np.ravel(figure.subfigures(1, 2, width_ratios=(1.15, 1)))
     _curve(left, records, threat, attacked)
-    if sheet:
-        assert isinstance(threat, TransformationThreat)
-        _contact_sheet(right[0], records, threat, images)
+    _contact_sheet(right, records, threat, images)
     return figure
 
 
@@ -81,7 +82,9 @@ def _contact_sheet(
             cell = axes[top + row, column]
             cell.imshow(_displayed(threat.apply(clean, gamma)[0] if sign else clean[0]), cmap="gray", vmin=0, vmax=1)
             if sign:
-                cell.set_title(f"{sign * record['radius']:+.0f}" if good and record["radius"] else "", fontsize=7, pad=1)
+                cell.set_title(
+                    f"{sign * record['radius']:+.0f}" if good and record["radius"] else "", fontsize=7, pad=1
+                )
             else:
                 cell.set_title(name, fontsize=8, pad=1, color=INK if good else RED)
 

@@ -43,9 +43,7 @@ def certificate_rows(
     rows = {
         "images": f"{n} ({images})",
         "base accuracy (no noise, no attack)": share(sum(r["base"] == r["label"] for r in records), n),
-        "smoothed accuracy (most votes)": share(
-            sum(int(np.argmax(r["selection"])) == r["label"] for r in records), n
-        ),
+        "smoothed accuracy (most votes)": share(sum(int(np.argmax(r["selection"])) == r["label"] for r in records), n),
         "abstained": str(sum(r["prediction"] == -1 for r in records)),
     }
     for radius, value, low, high in zip(radii, *certified_accuracy(records, radii), strict=True):

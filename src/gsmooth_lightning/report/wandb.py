@@ -24,7 +24,9 @@ def log_certificates(logger: Logger | None, records: Sequence[Record], threat: T
     run.log(
         {
             "certificates": wandb.Table(columns=list(COLUMNS), data=[[r[c] for c in COLUMNS] for r in records]),
-            "certified_accuracy": wandb.Table(columns=["radius", "accuracy", "low", "high"], data=list(map(list, curve))),
+            "certified_accuracy": wandb.Table(
+                columns=["radius", "accuracy", "low", "high"], data=list(map(list, curve))
+            ),
             "report": wandb.Image(figure),
         }
     )

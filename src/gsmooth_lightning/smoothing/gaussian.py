@@ -1,6 +1,5 @@
 """The normal law, isotropic, diagonal or full."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -95,4 +94,4 @@ class Gaussian(Law):
         sizes = self.sigma.unique()
         if sizes.numel() == 1:
             return f"sigma={sizes.item():g}"
-        return f"sigma={sizes.min().item():g}..{sizes.max().item():g}, geometric mean {math.exp(self.sigma.log().mean()):g}"
+        return f"sigma={sizes.min().item():g}..{sizes.max().item():g}"

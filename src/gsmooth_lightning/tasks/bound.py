@@ -33,7 +33,9 @@ def bound(cfg: DictConfig) -> Path:
     store = run.store()
     run.data.done = store.done
     fit_if_needed(error, run)
-    run.trainer.predict(BoundModule(error, run.smoothed, run.threat, store, cfg.seed), run.data, return_predictions=False)
+    run.trainer.predict(
+        BoundModule(error, run.smoothed, run.threat, store, cfg.seed), run.data, return_predictions=False
+    )
     rows = bound_rows(store.finish()) | {"threat": run.threat.describe(), "selection": images_in_words(cfg)}
     print(markdown({"error bound": rows}))
     print(f"bounds: {run.folder}")

@@ -16,7 +16,7 @@ from gsmooth_lightning.errors import RequestError
 RESUMABLE = 130
 
 
-def command(name: str, run: Callable[[DictConfig], None]) -> None:
+def command(name: str, run: Callable[[DictConfig], object]) -> None:
     """Composes conf/<name>.yaml with the overrides in sys.argv and runs it.
 
     What a user can put right ends in one sentence on stderr and exit status 2; an interruption in 130; anything else is

@@ -11,7 +11,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
 from gsmooth_lightning import __version__
@@ -119,7 +118,9 @@ def identity_of(cfg: DictConfig, groups: tuple[str, ...]) -> dict[str, Any]:
 
 def run_folder(cfg: DictConfig, command: str, identity: dict[str, Any]) -> Path:
     """Where results go: store=..., or a folder named after what they depend on."""
-    return Path(cfg.store or f"runs/{command}-{cfg.data.dataset._target_.rsplit('.', 1)[-1].lower()}-{digest(identity)}")
+    return Path(
+        cfg.store or f"runs/{command}-{cfg.data.dataset._target_.rsplit('.', 1)[-1].lower()}-{digest(identity)}"
+    )
 
 
 def prepare(cfg: DictConfig, command: str, groups: tuple[str, ...]) -> Run:
