@@ -79,5 +79,5 @@ def describe_subset(first: int | None, every: int, indices: Sequence[int] | None
     """How a subset is stated in tables."""
     if indices is not None:
         return f"{len(indices)} listed images of {split}"
-    nth = "images" if every == 1 else f"every {every}th image"
-    return f"{nth} of {split}" + ("" if first is None else f", the first {first}")
+    part = "all" if every == 1 else f"one in {every}"
+    return f"{part} of {split}" + ("" if first is None else f", the first {first}")

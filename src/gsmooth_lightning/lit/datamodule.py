@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 
 import pytorch_lightning as pl
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from gsmooth_lightning.data import ImageData, subset
@@ -56,6 +57,11 @@ class ImageDataModule(pl.LightningDataModule):
     def visited(self) -> Subset:
         """The images that predict visits in the end, done or not."""
         return subset(self.split(self.split_name), self.first, self.every, self.indices)
+
+    def images_by_index(self) -> dict[int, Tensor]:
+        """The visited images, (c, h, w), as the data set has them."""
+        visited = self.visited
+        return {visited.indices[k]: visited[k][0] for k in range(len(visited))}
 
     def _loader(self, data: Dataset, size: int, shuffle: bool = False) -> DataLoader:
         return DataLoader(

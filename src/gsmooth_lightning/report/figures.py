@@ -1,6 +1,7 @@
 """Pictures of what was certified."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ def report_figure(
         _curve(figure, records, threat, attacked)
         return figure
     figure = Figure(figsize=(12, 5.4), layout="constrained", facecolor="white")
-    left, right = np.ravel(figure.subfigures(1, 2, width_ratios=(1.15, 1)))
+    left, right = cast(np.ndarray, figure.subfigures(1, 2, width_ratios=(1.15, 1)))
     _curve(left, records, threat, attacked)
     _contact_sheet(right, records, threat, images)
     return figure

@@ -109,9 +109,18 @@ def bound_rows(records: Sequence[Record]) -> dict[str, str]:
 
 def markdown(columns: dict[str, dict[str, str]]) -> str:
     """Rows by name, one column a run, as a markdown table."""
+    return _frame(columns).to_markdown()
+
+
+def text(columns: dict[str, dict[str, str]], width: int = 90) -> str:
+    """The same table for a terminal, long cells wrapped."""
+    widths = [None] + [max(30, width // len(columns))] * len(columns)
+    return _frame(columns).to_markdown(tablefmt="simple", maxcolwidths=widths)
+
+
+def _frame(columns: dict[str, dict[str, str]]) -> pd.DataFrame:
     names = list(dict.fromkeys(name for rows in columns.values() for name in rows))
-    frame = pd.DataFrame({run: [rows.get(name, "") for name in names] for run, rows in columns.items()}, index=names)
-    return frame.to_markdown()
+    return pd.DataFrame({run: [rows.get(name, "") for name in names] for run, rows in columns.items()}, index=names)
 
 
 def _survives(predictions: Sequence[int], label: int) -> bool:

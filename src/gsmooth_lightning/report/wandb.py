@@ -4,17 +4,20 @@ from collections.abc import Sequence
 
 import numpy as np
 import wandb
-from matplotlib.figure import Figure
 from pytorch_lightning.loggers import Logger, WandbLogger
+from torch import Tensor
 
 from gsmooth_lightning.report.curves import Record, certified_accuracy
+from gsmooth_lightning.report.figures import report_figure
 from gsmooth_lightning.threat import Threat, TransformationThreat
 
 COLUMNS = ("index", "label", "base", "prediction", "radius", "guarantee", "pa", "evaluations", "seconds")
 
 
-def log_certificates(logger: Logger | None, records: Sequence[Record], threat: Threat, figure: Figure) -> None:
-    """Logs the certified-accuracy curve, a table of certificates and the figure, when the logger is wandb's."""
+def log_certificates(
+    logger: Logger | None, records: Sequence[Record], threat: Threat, images: dict[int, Tensor]
+) -> None:
+    """Logs the certified-accuracy curve, a table of certificates and the contact sheet, when the logger is wandb's."""
     if not isinstance(logger, WandbLogger):
         return
     run = logger.experiment
@@ -27,7 +30,7 @@ def log_certificates(logger: Logger | None, records: Sequence[Record], threat: T
             "certified_accuracy": wandb.Table(
                 columns=["radius", "accuracy", "low", "high"], data=list(map(list, curve))
             ),
-            "report": wandb.Image(figure),
+            "report": wandb.Image(report_figure(records, threat, images)),
         }
     )
     wandb.finish()

@@ -8,9 +8,9 @@ from omegaconf import DictConfig
 from gsmooth_lightning.error import DistributionBound, ErrorBound
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.lit import BoundModule
-from gsmooth_lightning.report.tables import bound_rows, markdown
 from gsmooth_lightning.tasks.launch import command
-from gsmooth_lightning.tasks.setup import Run, images_in_words, prepare
+from gsmooth_lightning.tasks.report import show
+from gsmooth_lightning.tasks.setup import Run, prepare
 
 
 def fit_if_needed(error: ErrorBound | None, run: Run) -> None:
@@ -24,7 +24,7 @@ def fit_if_needed(error: ErrorBound | None, run: Run) -> None:
 
 
 def bound(cfg: DictConfig) -> Path:
-    """Bounds every visited image and prints quantiles; returns the store's folder."""
+    """Bounds every visited image; returns the store's folder."""
     if cfg.error is None:
         raise RequestError("there is nothing to bound with error=none; use error=image")
     run = prepare(cfg, "bound", ("error",))
@@ -36,14 +36,12 @@ def bound(cfg: DictConfig) -> Path:
     run.trainer.predict(
         BoundModule(error, run.smoothed, run.threat, store, cfg.seed), run.data, return_predictions=False
     )
-    rows = bound_rows(store.finish()) | {"threat": run.threat.describe(), "selection": images_in_words(cfg)}
-    print(markdown({"error bound": rows}))
-    print(f"bounds: {run.folder}")
+    store.finish()
     return run.folder
 
 
 def main() -> None:
-    command("bound", bound)
+    command("bound", lambda cfg: show([bound(cfg)]))
 
 
 if __name__ == "__main__":

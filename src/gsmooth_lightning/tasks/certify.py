@@ -9,16 +9,15 @@ from gsmooth_lightning.certify import JointCertifier
 from gsmooth_lightning.certify.store import check_identity, read
 from gsmooth_lightning.error import StoredBound
 from gsmooth_lightning.lit import CertificationModule
-from gsmooth_lightning.report.figures import report_figure
-from gsmooth_lightning.report.tables import certificate_rows, markdown
 from gsmooth_lightning.report.wandb import log_certificates
 from gsmooth_lightning.tasks.bound import fit_if_needed
 from gsmooth_lightning.tasks.launch import command
-from gsmooth_lightning.tasks.setup import CLASSIFIER, images_in_words, prepare
+from gsmooth_lightning.tasks.report import show
+from gsmooth_lightning.tasks.setup import CLASSIFIER, prepare
 
 
 def certify(cfg: DictConfig) -> Path:
-    """Certifies every visited image and prints the table; returns the store's folder."""
+    """Certifies every visited image; returns the store's folder."""
     run = prepare(cfg, "certify", ("error", "sampling", "certify"))
     certifier = instantiate(cfg.certify)
     if cfg.bounds is not None and isinstance(certifier, JointCertifier):
@@ -31,15 +30,12 @@ def certify(cfg: DictConfig) -> Path:
         fit_if_needed(certifier.error, run)
     module = CertificationModule(certifier, run.smoothed, run.threat, store, cfg.seed)
     run.trainer.predict(module, run.data, return_predictions=False)
-    records = store.finish()
-    print(markdown({"certificates": certificate_rows(records, run.threat, images_in_words(cfg))}))
-    log_certificates(run.trainer.logger, records, run.threat, report_figure(records, run.threat, run.clean_images()))
-    print(f"certificates: {run.folder}")
+    log_certificates(run.trainer.logger, store.finish(), run.threat, run.data.images_by_index())
     return run.folder
 
 
 def main() -> None:
-    command("certify", certify)
+    command("certify", lambda cfg: show([certify(cfg)]))
 
 
 if __name__ == "__main__":

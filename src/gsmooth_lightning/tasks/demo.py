@@ -3,12 +3,12 @@
 import time
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 from gsmooth_lightning.tasks.attack import attack
 from gsmooth_lightning.tasks.certify import certify
 from gsmooth_lightning.tasks.launch import command
-from gsmooth_lightning.tasks.report import report
+from gsmooth_lightning.tasks.report import show
 from gsmooth_lightning.tasks.train import train
 
 
@@ -29,8 +29,8 @@ def demo(cfg: DictConfig) -> str:
     for run in (certify, attack):
         settings = stage(run.__name__)
         settings.checkpoint = str(checkpoint)
-        stores.append(str(run(settings)))
-    table = report(OmegaConf.create({"stores": stores, "radii": cfg.radii, "out": str(folder)}))
+        stores.append(run(settings))
+    table = show(stores, cfg.radii, folder)
     print(f"the demo took {time.perf_counter() - start:.0f} s")
     return table
 

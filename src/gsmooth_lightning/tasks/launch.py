@@ -23,6 +23,7 @@ def command(name: str, run: Callable[[DictConfig], object]) -> None:
     a bug and keeps its traceback.
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no advertisements between a user and a table
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand exceptions to us instead of printing them
     try:

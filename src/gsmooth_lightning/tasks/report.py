@@ -1,6 +1,8 @@
 """`gsmooth report`: table and picture of finished or running stores."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -8,54 +10,59 @@ from omegaconf import DictConfig, OmegaConf
 from gsmooth_lightning.certify.store import Record, read, read_identity
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.report.figures import report_figure
-from gsmooth_lightning.report.tables import attack_rows, bound_rows, certificate_rows, markdown
+from gsmooth_lightning.report.tables import attack_rows, bound_rows, certificate_rows, markdown, text
 from gsmooth_lightning.tasks.launch import command
 from gsmooth_lightning.tasks.setup import data_module, images_in_words
 
 
-def report(cfg: DictConfig) -> str:
-    """Writes report.md and report.png, prints and returns the table.
+def show(stores: Sequence[str | Path], radii: Sequence[float] | None = None, out: str | Path | None = None) -> str:
+    """Writes report.md and report.png into `out` (by default the last store), prints and returns the table.
 
-    Attack stores are joined by image to the certificate stores named before them.
+    Attack stores are joined by image to the certificate store named before them.
     """
     columns: dict[str, dict[str, str]] = {}
     certificates: list[Record] = []
-    certified_in = ""
     attacked: list[Record] = []
-    figure_of: DictConfig | None = None
-    for folder in map(Path, [cfg.stores] if isinstance(cfg.stores, str) else cfg.stores):
+    certified_with: DictConfig | None = None
+    name = ""
+    for folder in map(Path, stores):
         kind, records = read_identity(folder)["command"], read(folder)
         if not records:
             raise RequestError(f"{folder} holds no finished image yet; report it later")
-        settings = OmegaConf.load(folder / "config.yaml")
-        assert isinstance(settings, DictConfig)
+        settings = cast(DictConfig, OmegaConf.load(folder / "config.yaml"))
+        threat, images = instantiate(settings.threat), images_in_words(settings)
         if kind == "certify":
-            certificates, certified_in, figure_of = records, folder.name, settings
-            columns[folder.name] = certificate_rows(
-                records, instantiate(settings.threat), images_in_words(settings), cfg.radii
-            )
+            certificates, certified_with, name = records, settings, folder.name
+            columns[name] = certificate_rows(records, threat, images, radii)
         elif kind == "attack":
-            attacked = records
-            columns.setdefault(certified_in or folder.name, {}).update(attack_rows(records, certificates))
+            attacked, name = records, name or folder.name
+            columns.setdefault(name, {"images": f"{len(records)} ({images})", "threat": threat.describe()})
+            columns[name] |= attack_rows(records, certificates)
         elif kind == "bound":
-            columns[folder.name] = bound_rows(records)
+            columns[folder.name] = bound_rows(records) | {"threat": threat.describe()}
         else:
             raise RequestError(f"{folder} is a {kind} run; name folders written by certify, bound or attack")
-    table = markdown(columns)
-    out = Path(cfg.out or folder)
+    target = Path(out) if out is not None else Path(stores[-1])
+    written = [target / "report.md"]
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "report.md").write_text(table + "\n")
-        if figure_of is not None:
-            visited = data_module(figure_of).visited
-            images = {int(i): x for x, _, i in (visited[k] for k in range(len(visited)))}
-            figure = report_figure(certificates, instantiate(figure_of.threat), images, attacked)
-            figure.savefig(out / "report.png", dpi=150)
+        target.mkdir(parents=True, exist_ok=True)
+        written[0].write_text(markdown(columns) + "\n")
+        if certified_with is not None:
+            shown = data_module(certified_with).images_by_index()
+            written.append(target / "report.png")
+            figure = report_figure(certificates, instantiate(certified_with.threat), shown, attacked)
+            figure.savefig(written[-1], dpi=150)
     except OSError as failure:
-        raise RequestError(f"cannot write the report to {out} ({failure.strerror}); set out=FOLDER") from failure
+        raise RequestError(f"cannot write the report to {target} ({failure.strerror}); set out=FOLDER") from failure
+    table = text(columns)
     print(table)
-    print(f"report: {out / 'report.md'}" + (f" and {out / 'report.png'}" if figure_of is not None else ""))
+    print("written:", *written)
     return table
+
+
+def report(cfg: DictConfig) -> str:
+    """The report of the stores named in the configuration."""
+    return show([cfg.stores] if isinstance(cfg.stores, str) else cfg.stores, cfg.radii, cfg.out)
 
 
 def main() -> None:

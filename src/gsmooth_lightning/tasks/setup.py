@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import nn
 
 from gsmooth_lightning import __version__
 from gsmooth_lightning.certify.store import Store, digest
@@ -41,10 +41,6 @@ class Run:
     def store(self) -> Store:
         """The store of this run, opened or resumed; the trainer then logs into its folder."""
         return open_store(self.cfg, self.folder, self.identity, self.trainer)
-
-    def clean_images(self) -> dict[int, Tensor]:
-        """The visited images by index, as the data set has them."""
-        return {int(i): x for x, _, i in (self.data.visited[k] for k in range(len(self.data.visited)))}
 
 
 def open_store(cfg: DictConfig, folder: Path, identity: dict[str, Any], trainer: pl.Trainer) -> Store:
