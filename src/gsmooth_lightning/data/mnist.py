@@ -17,7 +17,7 @@ class MNIST(ImageData):
     """60,000 / 10,000 grey images of 28x28 (LeCun et al. 1998).
 
     Args:
-        root: folder that holds `MNIST/raw` with the four idx files, gzipped or not.
+        root: folder that holds `MNIST/raw` with the four unpacked idx files.
         download: let torchvision fetch them. Off by default.
     """
 
@@ -35,7 +35,7 @@ class MNIST(ImageData):
             missing = "Dataset not found" in str(failure) or isinstance(failure, FileNotFoundError)
             what = "does not hold the idx files" if missing else f"holds a damaged idx file ({failure})"
             raise RequestError(
-                f"{folder} {what}; put the four {self.source.__name__} files there, set data.dataset.root to the "
+                f"{folder} {what}; put the four unpacked {self.source.__name__} files there, set data.dataset.root to the "
                 "folder above, or set data.dataset.download=true"
             ) from failure
         images, labels = files.data.unsqueeze(1), files.targets

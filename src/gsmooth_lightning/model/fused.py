@@ -67,7 +67,7 @@ class Compiled(nn.Module):
     def __init__(self, network: nn.Module, example: Tensor):
         super().__init__()
         self.shape = example.shape
-        self.compiled = torch.compile(network, dynamic=False, options={"freezing": True})
+        self.compiled = torch.compile(network, dynamic=False, fullgraph=True, options={"freezing": True})
 
     @torch.inference_mode()
     def forward(self, x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ MEANING = {
 
 
 def default_radii(threat: Threat, records: Sequence[Record]) -> list[float]:
-    """Radii that a table shows: thirds of the threat's range, or quarters of l2 norm."""
+    """Radii that a table shows: thirds of the threat's range, or quarters of l2 norm past the largest."""
     if isinstance(threat, TransformationThreat):
         end = threat.clip(float("inf"))
         return [0.0, end / 3, 2 * end / 3, end]
