@@ -35,8 +35,8 @@ class MNIST(ImageData):
             missing = "Dataset not found" in str(failure) or isinstance(failure, FileNotFoundError)
             what = "does not hold the idx files" if missing else f"holds a damaged idx file ({failure})"
             raise RequestError(
-                f"{folder} {what}; put the four unpacked {self.source.__name__} files there, set data.dataset.root to the "
-                "folder above, or set data.dataset.download=true"
+                f"{folder} {what}; put the four unpacked {self.source.__name__} files there, set data.dataset.root to "
+                "the folder above, or set data.dataset.download=true"
             ) from failure
         images, labels = files.data.unsqueeze(1), files.targets
         if name != "test":

@@ -3,7 +3,6 @@
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable
 
 import hydra
@@ -14,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gsmooth_lightning.errors import RequestError
 
 RESUMABLE = 130
+"""Exit status of an interrupted run; the same command goes on where it stopped."""
 
 
 def command(name: str, run: Callable[[DictConfig], object]) -> None:
@@ -22,14 +22,15 @@ def command(name: str, run: Callable[[DictConfig], object]) -> None:
     What a user can put right ends in one sentence on stderr and exit status 2; an interruption in 130; anything else is
     a bug and keeps its traceback.
     """
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no advertisements between a user and a table
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand exceptions to us instead of printing them
     try:
         hydra.main(version_base="1.3", config_path="pkg://gsmooth_lightning.conf", config_name=name)(run)()
-    except KeyboardInterrupt:
-        print("gsmooth: interrupted; run the same command again to go on", file=sys.stderr)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning turns an interruption into SystemExit(1)
+        if not isinstance(stop, KeyboardInterrupt) and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        print(f"gsmooth {name}: interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(RESUMABLE)
     except (RequestError, HydraException, OmegaConfBaseException) as failure:
         print(f"gsmooth {name}: {sentence(failure)}", file=sys.stderr)

@@ -1,6 +1,8 @@
 """From a configuration to objects, and to what a result depends on."""
 
+import logging
 import platform
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,8 @@ def make_trainer(cfg: DictConfig, **options: Any) -> pl.Trainer:
     """
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN and str(cfg.trainer.devices) != "1":
         raise RequestError("several devices inside a multirun start the sweep once more on each; set trainer.devices=1")
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no advertisements between a user and a table
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
     return instantiate(cfg.trainer, logger=False, **options)
 
 

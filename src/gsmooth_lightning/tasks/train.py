@@ -46,8 +46,6 @@ def train(cfg: DictConfig) -> Path:
         return checkpoint
     pl.seed_everything(cfg.seed, verbose=False)
     trainer.fit(module, data)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
     trainer.save_checkpoint(f"{checkpoint}.tmp", weights_only=True)
     os.replace(f"{checkpoint}.tmp", checkpoint)
     print(f"trained: {checkpoint}")
