@@ -262,6 +262,8 @@ class GroupSequential(SamplingPlan):
     """
 
     def __init__(self, radii: Sequence[float], n0: int = 100, n: int = 10_000, alpha: float = 1e-3):
+        if isinstance(radii, (int, float, str)):
+            raise RequestError(f"sampling.radii must be a list, such as [10,20,30], got {radii!r}")
         self.radii = (0.0, *(float(r) for r in radii if r != 0))
         if len(self.radii) < 2 or any(b <= a for a, b in itertools.pairwise(self.radii)):
             raise RequestError(f"sampling.radii must be positive and increasing, got {list(radii)}")

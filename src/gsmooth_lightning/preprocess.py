@@ -63,10 +63,12 @@ class LowPass(nn.Module):
         h, w = x.shape[-2:]
         key = (h, w, x.device, x.dtype)
         if key not in self._bases:
-            rows, f1 = fourier_basis(h, self.bandwidth)
-            columns, f2 = fourier_basis(w, self.bandwidth)
-            mask = f1[:, None] ** 2 + f2[None, :] ** 2 <= self.bandwidth**2
-            self._bases[key] = tuple(t.to(x.device, x.dtype) for t in (rows, columns, mask))  # type: ignore[assignment]
+            with torch.inference_mode(False):  # a later gradient may need them
+                rows, f1 = fourier_basis(h, self.bandwidth)
+                columns, f2 = fourier_basis(w, self.bandwidth)
+                mask = f1[:, None] ** 2 + f2[None, :] ** 2 <= self.bandwidth**2
+                parts = (rows.to(x.device, x.dtype), columns.to(x.device, x.dtype), mask.to(x.device, x.dtype))
+                self._bases[key] = parts
         return self._bases[key]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from gsmooth_lightning.errors import RequestError
+
 Job = Callable[[], Any]
 Result = TypeVar("Result")
 Procedure = Generator[list[Job], list[Any], Result]
@@ -26,14 +28,20 @@ def workers(device: torch.device) -> Iterator[Callable[[list[Job]], list[Any]]]:
     if device.type != "cpu":
         yield lambda jobs: [job() for job in jobs]
         return
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # numbers must not depend on how many cores there are
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))
+
+    def run(jobs: list[Job]) -> list[Any]:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # numbers must not depend on how many cores there are
+        try:
+            return list(pool.map(lambda job: job(), jobs))
+        finally:
+            torch.set_num_threads(threads)
+
     try:
-        yield lambda jobs: list(pool.map(lambda job: job(), jobs))
+        yield run
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
 
 
 def run_rounds(
@@ -53,6 +61,8 @@ def run_rounds(
                     exhausted = True
                     break
                 key, procedure = entering
+                if key in active:
+                    raise RequestError(f"image {key} is listed twice; name each image once")
                 try:
                     active[key] = (procedure, next(procedure), 0.0)
                 except StopIteration as ended:

@@ -21,7 +21,7 @@ UNIT_ROUNDOFF = 2.0**-52
 class Source:
     """Independent draws at one address.
 
-    On the CPU: NumPy's SFC64 with the 53-bit ziggurat. On a GPU: torch's Philox in float64, seeded with 64 bits of the
+    On the CPU: NumPy's SFC64 with the 52-bit ziggurat. On a GPU: torch's Philox in float64, seeded with 64 bits of the
     address. Both reach beyond 8.5 standard deviations, where float32 `torch.randn` stops at 5.77.
     """
 
@@ -80,10 +80,11 @@ class Stream:
 def sampling_slack(coordinates: int, cells: float) -> float:
     """Total variation between `coordinates` rounded draws of `Source.normal` and of the exact normal law.
 
-    The float64 sampler's law is a mixture of layers of at least 2^52 equally likely points. Rounded to a grid of
-    `cells` steps per standard deviation, a coordinate meets at most 26 * cells cell boundaries within +-13 standard
-    deviations; at each the two masses differ by at most four points' worth (the boundary, the multiplication by sigma,
-    and the sampler's own tables), and total variation adds over independent coordinates.
+    On the CPU the float64 sampler's law is a mixture of layers of at least 2^52 equally likely points; on a GPU,
+    Box-Muller makes it from two 53-bit uniforms. Rounded to a grid of `cells` steps per standard deviation, a
+    coordinate meets at most 26 * cells cell boundaries within +-13 standard deviations; at each the two masses differ
+    by at most four points' worth (the boundary, the multiplication by sigma, and the sampler's own tables), and total
+    variation adds over independent coordinates.
     The certifier subtracts it from pA.
     """
     return coordinates * (26.0 * cells + 64.0) * 4.0 * UNIT_ROUNDOFF

@@ -74,6 +74,8 @@ class PixelThreat(Threat):
 class TransformationThreat(Threat):
     """Applies psi(., gamma) with gamma between low and high, once, and saves the result.
 
+    The file is the one that this package computes: another library's rotation may round a pixel to the next value.
+
     Args:
         transform: the attacker's transformation (its interpolation included).
         low, high: ends of the parameter range; 0 lies between them.

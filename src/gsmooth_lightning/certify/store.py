@@ -6,12 +6,14 @@ images are done the shards become one file, `records.jsonl`, sorted by image, wh
 fingerprint alone.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from gsmooth_lightning.errors import RequestError
 
@@ -39,6 +41,7 @@ class Store:
         identity = json.loads(json.dumps(identity, sort_keys=True))
         try:
             self._claim(identity, config)
+            self._lock = _locked(self.folder / f"rank-{rank}.lock")
             _drop_torn_tail(self._shard)
         except OSError as failure:
             raise _cannot_write(self.folder, failure) from failure
@@ -72,6 +75,8 @@ class Store:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as failure:
+            with contextlib.suppress(OSError):
+                _drop_torn_tail(self._shard)
             raise _cannot_write(self.folder, failure) from failure
         self._done.add(record["index"])
 
@@ -80,8 +85,9 @@ class Store:
         records = read(self.folder)
         try:
             _write_whole(self.folder / COMPLETE, "".join(json.dumps(record) + "\n" for record in records))
-            for shard in self.folder.glob("rank-*.jsonl"):
+            for shard in [*self.folder.glob("rank-*.jsonl"), *self.folder.glob("rank-*.lock")]:
                 shard.unlink()
+            self._lock.close()
         except OSError as failure:
             raise _cannot_write(self.folder, failure) from failure
         return records
@@ -144,6 +150,22 @@ def _write_whole(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def _locked(path: Path) -> IO[str]:
+    """Holds the rank's place until this process ends.
+
+    Raises:
+        RequestError: another process holds it.
+    """
+    file = open(path, "a")  # noqa: SIM115 - stays open as long as the store
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as failure:
+        raise RequestError(
+            f"another process is writing to {path.parent}; wait for it, or choose another folder with store=..."
+        ) from failure
+    return file
 
 
 def _drop_torn_tail(path: Path) -> None:

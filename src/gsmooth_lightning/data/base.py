@@ -70,8 +70,8 @@ def subset(data: Dataset, first: int | None = None, every: int = 1, indices: Seq
         raise RequestError(f"images.every and images.first must be at least 1, got every={every}, first={first}")
     chosen = list(indices) if indices is not None else list(range(0, total, every))[:first]
     wrong = [i for i in chosen if not 0 <= i < total]
-    if wrong or not chosen:
-        raise RequestError(f"images.indices must name images from 0 to {total - 1}, got {wrong or chosen}")
+    if wrong or not chosen or len(set(chosen)) < len(chosen):
+        raise RequestError(f"images.indices must name images from 0 to {total - 1}, each once, got {wrong or chosen}")
     return Subset(data, chosen)
 
 

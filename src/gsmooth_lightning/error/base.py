@@ -54,6 +54,8 @@ class ErrorBound(ABC):
             )
         if not isinstance(smoothed.law, Gaussian) or not isinstance(smoothed.noise, Gaussian):
             raise UncertifiableError("the joint certificate needs a Gaussian law and Gaussian noise (Theorem J)")
+        if smoothed.noise.cholesky is not None:
+            raise UncertifiableError("the joint certificate needs one sigma a pixel or one for all; use noise=gaussian")
         return threat
 
     @abstractmethod
@@ -69,19 +71,21 @@ def defect_norms(
 ) -> Tensor:
     """max over gamma of ||psi(psi(x, gamma), theta) - psi(x, theta + gamma)||, (n,), in units of the noise.
 
-    Through the classifier's own preprocessing and rounding.
+    Through the classifier's own preprocessing and rounding. One step of the grid at every pixel is added: the last bits
+    of a row depend on its place in the batch, which moves a few pixels in a thousand by a step.
 
     Args:
         clean: x, (c, h, w).
         attacked: the files psi(x, gamma) as saved, (k, c, h, w).
         gammas: (k, 1).
-        theta: (n, 1).
+        theta: (n, 1) float64, rounded to float32 by the classifier only after gamma is added.
     """
     n = len(theta)
     assert smoothed.noise is not None
+    step = float(smoothed.noise.gauge(torch.ones_like(clean)[None] / LEVELS))
     worst = torch.zeros(n, dtype=torch.float64, device=theta.device)
     for file, gamma in zip(attacked, gammas, strict=True):
         turned = smoothed.encode(file.expand(n, *file.shape), theta)
-        straight = smoothed.encode(clean.expand(n, *clean.shape), theta + gamma)
+        straight = smoothed.encode(clean.expand(n, *clean.shape), theta + gamma.double())
         worst = torch.maximum(worst, smoothed.noise.gauge((turned - straight).mul_(1 / LEVELS)))
-    return worst
+    return worst + step

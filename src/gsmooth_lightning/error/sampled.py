@@ -43,8 +43,11 @@ def sample_defects(
         theta = smoothed.draw_parameters(stream.at(stage, b, x.device), smoothed.block)
         return defect_norms(smoothed, x, attacked, gammas, theta)
 
-    norms = yield [partial(block, b) for b in range(-(-draws // smoothed.block))]
-    return torch.cat(norms)[:draws].cpu().numpy()
+    blocks = yield [partial(block, b) for b in range(-(-draws // smoothed.block))]
+    norms = torch.cat(blocks)[:draws].cpu().numpy()
+    if not np.isfinite(norms).all():
+        raise RequestError(f"image {stream.image} has a defect that is not a number; check the preprocessing steps")
+    return norms
 
 
 def soft_excess(norms: np.ndarray, value: float) -> np.ndarray:
@@ -113,6 +116,7 @@ class DistributionBound(ErrorBound):
     probability up to alpha_inner, so q_E >= (CP_outer - alpha_inner) / (1 - alpha_inner) (theory.md section 5).
 
     Args:
+        calibration: number of calibration images; the caller draws them at random from the data's distribution.
         draws, points: as in `ImageBound`, for each calibration image.
         quantile: of the images' own (1 - rho/2)-quantiles, where E is put.
         rho: mass of parameters allowed beyond E.
@@ -122,6 +126,7 @@ class DistributionBound(ErrorBound):
 
     def __init__(
         self,
+        calibration: int = 200,
         draws: int = 512,
         points: int = 13,
         quantile: float = 0.98,
@@ -137,6 +142,9 @@ class DistributionBound(ErrorBound):
                 f"no image can pass the inner test: {draws} draws show at best rho = "
                 f"{float(clopper_pearson_upper(0, draws, alpha_inner)):.4f}; raise error.draws or error.rho"
             )
+        if calibration < 4:
+            raise RequestError(f"error.calibration must be at least 4 images, got {calibration}")
+        self.calibration = calibration
         self.draws, self.points, self.quantile, self.rho = draws, points, quantile, rho
         self.alpha, self.alpha_inner = alpha, alpha_inner
         self.bound: Bound | None = None
@@ -155,8 +163,6 @@ class DistributionBound(ErrorBound):
         )
         device = next(smoothed.buffers()).device
         norms = {i: d for i, d, _ in run_rounds(procedures, device)}
-        if len(norms) < 4:
-            raise RequestError(f"error.images must be at least 4 calibration images, got {len(norms)}")
         rows = np.stack([norms[i] for i in sorted(norms)]) * UP
         choose, test = rows[::2], rows[1::2]
         own = np.quantile(choose, 1 - self.rho / 2, axis=1, method="higher")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -14,11 +15,14 @@ from gsmooth_lightning.tasks.setup import Run, prepare
 
 
 def fit_if_needed(error: ErrorBound | None, run: Run) -> None:
-    """A bound for the distribution is fitted on calibration images: the first ones of the training split."""
+    """A bound for the distribution is fitted on calibration images drawn at random from the training split."""
     if not isinstance(error, DistributionBound):
         return
     threat, training = error.check(run.smoothed, run.threat), run.data.split("train")
-    images = ((i, threat.prepare(training[i][0][None])[0]) for i in range(run.cfg.images.calibration))
+    total = len(training)  # type: ignore[arg-type]
+    chosen = np.random.default_rng(run.cfg.seed).permutation(total)[: error.calibration]
+    device = run.trainer.strategy.root_device
+    images = ((int(i), threat.prepare(training[int(i)][0][None].to(device))[0]) for i in chosen)
     bound = error.fit(run.smoothed, threat, images, run.cfg.seed)
     print(f"E = {bound.value:.4f} with rho = {bound.rho:g} for a fraction q_E >= {bound.details['q_E']:.4f} of images")
 

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from gsmooth_lightning.certify import JointCertifier
 from gsmooth_lightning.certify.store import check_identity, read
 from gsmooth_lightning.error import StoredBound
+from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.lit import CertificationModule
 from gsmooth_lightning.report.wandb import log_certificates
 from gsmooth_lightning.tasks.bound import fit_if_needed
@@ -15,14 +16,19 @@ from gsmooth_lightning.tasks.launch import command
 from gsmooth_lightning.tasks.report import show
 from gsmooth_lightning.tasks.setup import CLASSIFIER, prepare
 
+BOUND_KEYS = (*CLASSIFIER, "error", "images", "calibration", "checkpoint", "block", "device", "versions")
+"""What a stored bound and a certificate must have in common."""
+
 
 def certify(cfg: DictConfig) -> Path:
     """Certifies every visited image; returns the store's folder."""
     run = prepare(cfg, "certify", ("error", "sampling", "certify"))
     certifier = instantiate(cfg.certify)
     if cfg.bounds is not None and isinstance(certifier, JointCertifier):
-        check_identity(cfg.bounds, run.identity, (*CLASSIFIER, "error", "images", "checkpoint"))
+        check_identity(cfg.bounds, {**run.identity, "command": "bound"}, (*BOUND_KEYS, "command"))
         certifier.error = StoredBound(read(cfg.bounds))
+    elif cfg.bounds is not None:
+        raise RequestError("bounds=STORE belongs to certify=joint; leave it out")
     certifier.check(run.smoothed, run.threat)
     store = run.store()
     run.data.done = store.done

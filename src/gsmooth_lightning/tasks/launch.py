@@ -1,9 +1,10 @@
 """How a command starts and how it ends when the user can put something right."""
 
+import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import hydra
 from hydra.errors import HydraException
@@ -24,17 +25,29 @@ def command(name: str, run: Callable[[DictConfig], object]) -> None:
     """
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand exceptions to us instead of printing them
+
+    def job(cfg: DictConfig) -> None:
+        with _one_sentence(name):  # before Hydra adds a line of its own
+            run(cfg)
+
+    with _one_sentence(name):
+        hydra.main(version_base="1.3", config_path="pkg://gsmooth_lightning.conf", config_name=name)(job)()
+
+
+@contextlib.contextmanager
+def _one_sentence(name: str) -> Iterator[None]:
     try:
-        hydra.main(version_base="1.3", config_path="pkg://gsmooth_lightning.conf", config_name=name)(run)()
+        yield
     except (KeyboardInterrupt, SystemExit) as stop:
         # Lightning turns an interruption into SystemExit(1)
-        if not isinstance(stop, KeyboardInterrupt) and not isinstance(stop.__context__, KeyboardInterrupt):
+        by_lightning = isinstance(stop.__context__, KeyboardInterrupt) and getattr(stop, "code", None) == 1
+        if isinstance(stop, SystemExit) and not by_lightning:
             raise
         print(f"gsmooth {name}: interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(RESUMABLE)
+        raise SystemExit(RESUMABLE) from None
     except (RequestError, HydraException, OmegaConfBaseException) as failure:
         print(f"gsmooth {name}: {sentence(failure)}", file=sys.stderr)
-        sys.exit(2)
+        raise SystemExit(2) from None
 
 
 def sentence(failure: BaseException) -> str:

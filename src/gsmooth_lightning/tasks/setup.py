@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
+import scipy
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -72,7 +72,7 @@ def smoothed_classifier(cfg: DictConfig, network: nn.Module) -> SmoothedClassifi
 
 
 def data_module(cfg: DictConfig) -> ImageDataModule:
-    images = {key: value for key, value in cfg.images.items() if key != "calibration"}
+    images = dict(cfg.images)
     split = images.pop("split")
     if split not in ("train", "val", "test"):
         raise RequestError(f"images.split must be train, val or test, got {split!r}")
@@ -90,10 +90,13 @@ def make_trainer(cfg: DictConfig, **options: Any) -> pl.Trainer:
     """The Lightning trainer, without a logger so far (see `open_store`).
 
     Raises:
-        RequestError: several devices inside a multirun (each rank would start the whole sweep again).
+        RequestError: several devices: images are not shared out between processes yet.
     """
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN and str(cfg.trainer.devices) != "1":
-        raise RequestError("several devices inside a multirun start the sweep once more on each; set trainer.devices=1")
+    if str(cfg.trainer.devices) != "1" or cfg.trainer.get("num_nodes", 1) != 1:
+        raise RequestError(
+            "a run uses one device so far; set trainer.devices=1 and start one run for each device, with "
+            "images.indices or different stores"
+        )
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no advertisements between a user and a table
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     return instantiate(cfg.trainer, logger=False, **options)
@@ -105,7 +108,13 @@ def plain(node: Any) -> Any:
 
 
 def versions() -> dict[str, str]:
-    return {"gsmooth": __version__, "torch": torch.__version__, "machine": platform.machine()}
+    return {
+        "gsmooth": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "machine": platform.machine(),
+    }
 
 
 def identity_of(cfg: DictConfig, groups: tuple[str, ...]) -> dict[str, Any]:
@@ -141,14 +150,21 @@ def prepare(cfg: DictConfig, command: str, groups: tuple[str, ...]) -> Run:
     with torch.inference_mode():
         example = torch.rand(cfg.block, cfg.data.channels, cfg.data.size, cfg.data.size, device=device)
     smoothed.base, backend = fused(network, example, cfg.backend)
+    if "error" in groups and cfg.error is not None and "calibration" in cfg.error:
+        if cfg.images.split == "train":
+            raise RequestError("error=distribution calibrates on training images; certify images.split=test or val")
+        calibration = data.split("train").content_hash  # type: ignore[attr-defined]
+    else:
+        calibration = None
     identity = {
         "command": command,
+        "calibration": calibration,
         **identity_of(cfg, (*CLASSIFIER, *groups)),
         "images": f"{cfg.images.split} {data.split(cfg.images.split).content_hash}",  # type: ignore[attr-defined]
         "checkpoint": file_hash(cfg.checkpoint),
         "block": cfg.block,
         "backend": backend,
-        "device": device.type,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "versions": versions(),
     }
     return Run(cfg, run_folder(cfg, command, identity), identity, smoothed, threat, data, trainer)
