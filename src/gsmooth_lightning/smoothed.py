@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.rounds import Job
@@ -173,17 +174,23 @@ class SmoothedClassifier(nn.Module):
         A row's label must not depend on the other rows of its block (batch statistics do) nor on the call (dropout
         does): theory.md section 1.
         """
-        if any(module.training for part in (self.base, self.preprocess) for module in part.modules()):
-            raise RequestError("the network is in training mode; call .eval() first")
-        source = Stream(0, 0).at("select", 0, x.device)
+        for module in self.base.modules():
+            if module.training:
+                raise RequestError("the network is in training mode; call .eval() first")
+            if isinstance(module, _BatchNorm) and module.running_mean is None:
+                raise RequestError(
+                    "the network normalises an image with the rest of its batch (batch statistics); certificates need "
+                    "a function of one input: use track_running_stats=True"
+                )
+        source, half = Stream(0, 0).at("select", 0, x.device), self.block // 2
         theta, images = self.draw_parameters(source, 2), torch.stack([x, 1 - x])
-        coded, apart = self.encode(images, theta)[0], self.encode(images[:1].expand_as(images), theta)[0]
+        coded, alone = self.encode(images, theta)[0], self.encode(images[:1].expand_as(images), theta)[0]
         rows = self.draw(x, source, self.block)
-        alone = rows[:1].expand_as(rows).contiguous()
-        mixed, repeated = self.base(rows)[0].double(), self.base(alone)[0].double()
-        differs = (mixed - repeated).abs().max() > 1e-4 * mixed.abs().max()
-        if differs or (coded - apart).abs().max() > 2:
+        mixed = self.base(rows)[:half].double()
+        others = torch.cat([rows[:half], torch.zeros_like(rows[half:])])
+        differs = (self.base(others)[:half].double() - mixed).abs().max() > 1e-4 * mixed.abs().max()
+        if differs or (coded - alone).abs().max() > 2:
             raise RequestError(
-                "the network's output for an image depends on the rest of its batch or on chance (batch statistics, "
+                "the classifier's output for an image depends on the rest of its batch or on chance (batch statistics, "
                 "dropout in eval mode); certificates need a function of one input"
             )

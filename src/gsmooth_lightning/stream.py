@@ -66,8 +66,8 @@ class Stream:
     image: int
 
     def __post_init__(self) -> None:
-        if self.seed < 0 or self.image < 0:
-            raise RequestError(f"seed and image must not be negative, got seed={self.seed}, image={self.image}")
+        if not (0 <= self.seed < 2**64 and 0 <= self.image < 2**64):
+            raise RequestError(f"seed and image must lie in 0..2^64-1, got seed={self.seed}, image={self.image}")
 
     def at(self, stage: str, block: int, device: torch.device | str = "cpu") -> Source:
         """The source of the draws of one block of one stage (one of `STAGES`)."""

@@ -163,6 +163,8 @@ class DistributionBound(ErrorBound):
         )
         device = next(smoothed.buffers()).device
         norms = {i: d for i, d, _ in run_rounds(procedures, device)}
+        if len(norms) < 2:
+            raise RequestError("a bound for the distribution needs calibration images: one half for E, one for q_E")
         rows = np.stack([norms[i] for i in sorted(norms)]) * UP
         choose, test = rows[::2], rows[1::2]
         own = np.quantile(choose, 1 - self.rho / 2, axis=1, method="higher")

@@ -50,7 +50,7 @@ class Gaussian(Law):
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not torch.equal(matrix, matrix.T):
             raise RequestError(f"covariance must be a symmetric matrix, got shape {tuple(matrix.shape)}")
         factor, failed = torch.linalg.cholesky_ex(matrix)
-        if failed:
+        if failed or not torch.isfinite(factor).all():
             raise RequestError("covariance must be positive definite")
         self.register_buffer("cholesky", factor, persistent=False)
         self.register_buffer("sigma", matrix.diagonal().sqrt(), persistent=False)
