@@ -1,0 +1,160 @@
+"""The configuration is the constructors' schema: every option composes and binds, found from the files."""
+
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from conftest import ROOT, compose
+from gsmooth_lightning import cli
+from gsmooth_lightning.attack import worst_of_k
+from gsmooth_lightning.lit import ImageDataModule
+
+CONF = ROOT / "conf"
+GROUPS = {
+    folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
+    for folder in sorted(CONF.iterdir())
+    if folder.is_dir() and folder.name not in ("experiment", "hparams_search", "__pycache__")
+}
+OPTIONS = [(group, option) for group, options in GROUPS.items() for option in options]
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+COMMANDS = [path.stem for path in sorted(CONF.glob("*.yaml")) if "base" in (OmegaConf.load(path).get("defaults") or ())]
+LATE = {"save_dir"}
+"""Arguments that the tasks give when they know the run's folder."""
+
+
+def targets(node, path: str = ""):
+    """Every (path, mapping) with a _target_ below a resolved configuration."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield path, node
+        for key, value in node.items():
+            yield from targets(value, f"{path}.{key}" if path else key)
+    elif isinstance(node, list):
+        for k, value in enumerate(node):
+            yield from targets(value, f"{path}.{k}")
+
+
+def resolved(cfg: DictConfig) -> dict:
+    found = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    assert isinstance(found, dict)
+    return found
+
+
+def check_binding(cfg: DictConfig) -> int:
+    """Every target exists and takes exactly the keys written for it; returns how many there were."""
+    count = 0
+    for path, node in targets(resolved(cfg)):
+        constructor = get_object(node["_target_"])
+        keywords = {k: v for k, v in node.items() if k not in ("_target_", "_partial_", "_convert_", "_recursive_")}
+        missing = [k for k, v in keywords.items() if v == "???" and k not in LATE]
+        assert not missing, f"{path} leaves {missing} open"
+        signature = inspect.signature(constructor)
+        try:
+            (signature.bind_partial if node.get("_partial_") else signature.bind)(**keywords)
+        except TypeError as failure:
+            raise AssertionError(f"{path}: {failure}") from failure
+        count += 1
+    return count
+
+
+def test_commands_and_configurations_are_the_same():
+    """Each command has a primary configuration and each configuration a command; only report has no groups."""
+    primary = {path.stem for path in CONF.glob("*.yaml")} - {"base"}
+    assert primary == set(cli.COMMANDS)
+    assert primary - set(COMMANDS) == {"report"}
+    assert {path.stem for path in (ROOT / "src/gsmooth_lightning/tasks").glob("*.py")} >= primary
+
+
+def test_folders_are_groups_with_options():
+    """No empty group, no file in a group that is not an option."""
+    for folder in (path for path in CONF.iterdir() if path.is_dir() and path.name != "__pycache__"):
+        assert list(folder.glob("*.yaml")), f"{folder} is empty"
+        assert {path.suffix for path in folder.iterdir()} == {".yaml"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_group_is_reachable(command):
+    """A command's defaults name every group, so that GROUP=OPTION works without a plus."""
+    cfg = compose(command)
+    for group in GROUPS:
+        assert group in cfg, f"{command} does not know {group}"
+    for key in ("seed", "block", "backend", "checkpoint", "store", "bounds", "images"):
+        assert key in cfg
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_and_binds(group, option):
+    """With every command; all targets bind the keys of the composed configuration."""
+    for command in COMMANDS:
+        cfg = compose(command, f"{group}={option}")
+        assert check_binding(cfg) > 8
+        content = OmegaConf.load(CONF / group / f"{option}.yaml")
+        if "@package _global_" in (CONF / group / f"{option}.yaml").read_text().splitlines()[0]:
+            assert cfg[group] is None
+        else:
+            assert set(content) - {"defaults"} <= set(cfg[group])
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_constructs(group, option, tmp_path):
+    """What hangs on the option alone is really built."""
+    cfg = compose("certify", f"{group}={option}")
+    if group == "error" and option == "none":
+        cfg = compose("certify", "error=none", "certify=direct")
+    if group in ("logger", "train", "attack", "trainer"):
+        pytest.skip("bound to its signature above")
+    node = cfg[group].dataset if group == "data" else cfg[group]
+    made = instantiate(node)
+    if node is None:
+        assert made is None
+    else:
+        assert type(made).__module__.startswith(("gsmooth_lightning", "torch"))
+
+
+def test_keys_without_targets():
+    """`images`, `attack` and `train` are handed to constructors by the tasks: the same rule holds for them."""
+    cfg = compose("certify")
+    images = set(cfg.images)
+    parameters = inspect.signature(ImageDataModule).parameters
+    assert images - {"split"} <= set(parameters)
+    assert set(parameters) - {"dataset", "classes", "batch_size", "workers", "split"} == images - {"split"}
+    assert set(cfg.attack) <= set(inspect.signature(worst_of_k).parameters)
+    assert set(cfg.train) == {"objective", "optimizer", "scheduler", "epochs", "batch_size", "workers"}
+
+
+def test_defaults_written_twice_agree():
+    """Where a YAML repeats a constructor's default it says the same: FixedN, GroupSequential, error bounds, models."""
+    for group, option in (
+        ("sampling", "fixed"),
+        ("sampling", "sequential"),
+        ("error", "image"),
+        ("model", "small_cnn"),
+    ):
+        cfg = resolved(compose("certify", f"{group}={option}"))[group]
+        parameters = inspect.signature(get_object(cfg.pop("_target_"))).parameters
+        for key, value in cfg.items():
+            default = parameters[key].default
+            if default is not inspect.Parameter.empty:
+                assert (list(value) if isinstance(value, list) else value) == (
+                    list(default) if isinstance(default, tuple) else default
+                ), f"{group}={option}: {key}"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiments_compose(experiment, command):
+    """Every experiment works with every command and binds."""
+    cfg = compose(command, f"experiment={experiment}")
+    assert check_binding(cfg) > 8
+    header = (CONF / "experiment" / f"{experiment}.yaml").read_text()
+    assert header.startswith("# @package _global_\n#"), "an experiment opens with paper and command"
+    assert f"experiment={experiment}" in header
+
+
+def test_configuration_is_the_packages_own():
+    """Hydra finds the folder through the package, wherever the command is started."""
+    assert Path(importlib.import_module("gsmooth_lightning.conf").__file__).parent == CONF
