@@ -57,8 +57,8 @@ def test_attacks_stay_in_the_threat_and_on_its_grid():
     found = attack(-40, 15, step=5)
     assert all(-40 <= g <= 15 and g % 5 == 0 for g in found.gammas)
     assert len(found.gammas) == 12
+    smoothed = SmoothedClassifier(RightHalf().eval(), 2, noise=Gaussian(0.1))
     with pytest.raises(RequestError, match=r"attack\.k"):
-        smoothed = SmoothedClassifier(RightHalf().eval(), 2, noise=Gaussian(0.1))
         next(worst_of_k(smoothed, TransformationThreat(Rotation(), -1, 1), bar(), 1, Stream(0, 0), k=2))
 
 

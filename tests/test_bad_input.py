@@ -184,8 +184,8 @@ CASES = {
     # which images
     "indices out of range": certify("images.first=null", "images.indices=[3,400]", words=("399", "[400]")),
     "indices no numbers": certify("images.indices=abc", words=("images.indices", "abc")),
-    "every zero": certify("images.every=0", words=("images.every", "every=0")),
-    "first zero": certify("images.first=0", words=("images.first", "first=0")),
+    "every zero": certify("images.every=0", words=("images.every", "got 0")),
+    "first zero": certify("images.first=0", words=("images.first", "got 0")),
     "in flight zero": certify("images.in_flight=0", words=("in_flight", "0")),
     "split": certify("images.split=foo", words=("images.split", "val", "foo")),
     # data

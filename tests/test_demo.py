@@ -101,7 +101,9 @@ def test_readme_certifies_your_own_model_in_ten_lines():
 def test_notebook_runs_and_shows_the_picture(tmp_path):
     notebook = nbformat.read(ROOT / "notebooks" / "quickstart.ipynb", as_version=4)
     for cell in notebook.cells:  # fewer epochs and images than a reader has
-        cell.source = cell.source.replace("train.epochs=25", "train.epochs=4").replace("images.every=10", "images.every=80")
+        cell.source = cell.source.replace("train.epochs=25", "train.epochs=4").replace(
+            "images.every=10", "images.every=80"
+        )
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
     pictures = [o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
     assert len(pictures) == 1

@@ -59,7 +59,7 @@ def test_seeds_of_more_than_64_bits():
 
 @pytest.mark.parametrize(("seed", "image"), [(-1, 0), (0, -1)])
 def test_negative_addresses_are_refused(seed, image):
-    with pytest.raises(RequestError, match="must not be negative"):
+    with pytest.raises(RequestError, match="must lie in 0"):
         Stream(seed, image)
 
 

@@ -21,7 +21,7 @@ def main() -> None:
         if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
             print(usage)
             sys.exit(0 if len(sys.argv) > 1 else 2)
-        print(f"gsmooth: there is no command {sys.argv[1]!r}\n{usage}", file=sys.stderr)
+        print(f"gsmooth: there is no command {sys.argv[1]!r}; use one of {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     name = sys.argv.pop(1)
     # run as __main__, so that a rank that Lightning relaunches with `python -m` finds the same module

@@ -26,8 +26,9 @@ GUARD = 1e-11
 """Relative allowance for the rounding errors of SciPy's incomplete beta function, on the safe side."""
 
 
-def _check_alpha(alpha: float) -> None:
-    if not 0 < alpha < 0.5:
+def check_alpha(alpha: float) -> None:
+    """Raises RequestError unless alpha is a number between 0 and 1/2."""
+    if not isinstance(alpha, int | float) or not 0 < alpha < 0.5:
         raise RequestError(f"alpha must lie between 0 and 0.5, got {alpha}; 0.001 is usual")
 
 
@@ -36,7 +37,7 @@ def clopper_pearson_lower(k: ArrayLike, n: ArrayLike, alpha: float) -> np.ndarra
 
     BetaInv(alpha; k, n - k + 1) (Clopper & Pearson 1934).
     """
-    _check_alpha(alpha)
+    check_alpha(alpha)
     k, n = np.asarray(k), np.asarray(n)
     quantile = beta.ppf(alpha, np.maximum(k, 1), np.maximum(n - k + 1, 1))
     return np.where(k <= 0, 0.0, quantile * (1 - GUARD))
@@ -44,7 +45,7 @@ def clopper_pearson_lower(k: ArrayLike, n: ArrayLike, alpha: float) -> np.ndarra
 
 def clopper_pearson_upper(k: ArrayLike, n: ArrayLike, alpha: float) -> np.ndarray:
     """One-sided upper bound of a binomial p: P_p(K <= k) <= alpha for every p at or above it. 1 at k = n."""
-    _check_alpha(alpha)
+    check_alpha(alpha)
     k, n = np.asarray(k), np.asarray(n)
     quantile = beta.isf(alpha, np.maximum(k + 1, 1), np.maximum(n - k, 1))
     return np.where(k >= n, 1.0, np.minimum(1.0, quantile * (1 + GUARD)))
@@ -75,7 +76,7 @@ def betting_upper(values: np.ndarray, alpha: float) -> np.ndarray:
     mean m, and grows with m; the bound is where it reaches 1/alpha (Waudby-Smith & Ramdas 2024, one-sided, with
     their predictable plug-in bets truncated at .9). Markov's inequality at the last draw gives the level.
     """
-    _check_alpha(alpha)
+    check_alpha(alpha)
     values = np.asarray(values, dtype=np.float64)
     if values.size and not ((values >= 0) & (values <= 1)).all():
         raise RequestError("betting_upper needs values between 0 and 1")
@@ -139,7 +140,7 @@ def group_sequential(
 
     The probability of ever rejecting is nondecreasing in p (couple the draws), so p = threshold is the worst case.
     """
-    _check_alpha(alpha)
+    check_alpha(alpha)
     if not 0 < threshold < 1:
         raise RequestError(f"the threshold of a sequential test must lie between 0 and 1, got {threshold}")
     budget = alpha * early / max(1, len(looks) - 1)
@@ -194,7 +195,7 @@ class SamplingPlan(ABC):
     """Which draws to take next, when to stop, and what may be said then at level alpha."""
 
     def __init__(self, n0: int, n: int, alpha: float):
-        _check_alpha(alpha)
+        check_alpha(alpha)
         for name, value in (("n0", n0), ("n", n)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise RequestError(f"sampling.{name} must be a whole number of draws, at least 1, got {value!r}")

@@ -32,6 +32,12 @@ class Attacked:
     evaluations: int
 
 
+def check_effort(k: int, n: int) -> None:
+    """Raises RequestError unless there are at least 4 parameters and one vote."""
+    if not (isinstance(k, int) and isinstance(n, int) and k >= 4 and n >= 1):
+        raise RequestError(f"attack.k must be a whole number from 4 on and attack.n from 1 on, got k={k}, n={n}")
+
+
 def worst_of_k(
     smoothed: SmoothedClassifier,
     threat: TransformationThreat,
@@ -45,8 +51,7 @@ def worst_of_k(
 
     The smoothed classifier's class is the majority of n votes; the base classifier sees the image without noise.
     """
-    if k < 4 or n < 1:
-        raise RequestError(f"attack.k must be at least 4 and attack.n at least 1, got k={k}, n={n}")
+    check_effort(k, n)
     uniform = stream.at("attack", 2**31, x.device).uniform(k - 3).cpu().numpy()
     values = np.concatenate([[0.0, threat.low, threat.high], threat.low + (threat.high - threat.low) * uniform])
     if threat.step is not None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from gsmooth_lightning.certify.base import Certificate, Certifier, round_down
 from gsmooth_lightning.confidence import SamplingPlan
 from gsmooth_lightning.error import ErrorBound
+from gsmooth_lightning.errors import UncertifiableError
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Gaussian
 from gsmooth_lightning.stream import Stream
@@ -54,6 +55,8 @@ class JointCertifier(Certifier):
         self.error = error
 
     def check(self, smoothed: SmoothedClassifier, threat: Threat) -> None:
+        if self.error is None:
+            raise UncertifiableError("the joint certificate needs an error bound; use error=image")
         self.error.check(smoothed, threat)
         assert isinstance(smoothed.law, Gaussian)
         pa = self.plan.ceiling

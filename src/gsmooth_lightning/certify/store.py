@@ -37,15 +37,16 @@ class Store:
 
     def __init__(self, folder: str | Path, identity: dict[str, Any], config: str = "", rank: int = 0):
         self.folder = Path(folder)
+        self._config = config
         self._shard = self.folder / f"rank-{rank}.jsonl"
         identity = json.loads(json.dumps(identity, sort_keys=True))
         try:
             self._claim(identity, config)
             self._lock = _locked(self.folder / f"rank-{rank}.lock")
             _drop_torn_tail(self._shard)
+            self._done = {record["index"] for record in read(self.folder)}
         except OSError as failure:
             raise _cannot_write(self.folder, failure) from failure
-        self._done = {record["index"] for record in read(self.folder)}
 
     def _claim(self, identity: dict[str, Any], config: str) -> None:
         path = self.folder / "fingerprint.json"
@@ -85,8 +86,9 @@ class Store:
         records = read(self.folder)
         try:
             _write_whole(self.folder / COMPLETE, "".join(json.dumps(record) + "\n" for record in records))
+            _write_whole(self.folder / "config.yaml", self._config)  # which images are visited may have changed
             for shard in [*self.folder.glob("rank-*.jsonl"), *self.folder.glob("rank-*.lock")]:
-                shard.unlink()
+                shard.unlink(missing_ok=True)
             self._lock.close()
         except OSError as failure:
             raise _cannot_write(self.folder, failure) from failure

@@ -66,10 +66,12 @@ def subset(data: Dataset, first: int | None = None, every: int = 1, indices: Seq
         RequestError: indices that do not exist, or an empty selection.
     """
     total = len(data)  # type: ignore[arg-type]
+    if isinstance(indices, str):
+        raise RequestError(f"images.indices must be a list such as [0,5,7], got {indices!r}")
     if every < 1 or (first is not None and first < 1):
         raise RequestError(f"images.every and images.first must be at least 1, got every={every}, first={first}")
     chosen = list(indices) if indices is not None else list(range(0, total, every))[:first]
-    wrong = [i for i in chosen if not 0 <= i < total]
+    wrong = [i for i in chosen if not isinstance(i, int) or not 0 <= i < total]
     if wrong or not chosen or len(set(chosen)) < len(chosen):
         raise RequestError(f"images.indices must name images from 0 to {total - 1}, each once, got {wrong or chosen}")
     return Subset(data, chosen)

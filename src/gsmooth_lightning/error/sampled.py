@@ -13,7 +13,7 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
-from gsmooth_lightning.confidence import betting_upper, clopper_pearson_lower, clopper_pearson_upper
+from gsmooth_lightning.confidence import betting_upper, check_alpha, clopper_pearson_lower, clopper_pearson_upper
 from gsmooth_lightning.error.base import Bound, ErrorBound, defect_norms
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.rounds import Job, run_rounds
@@ -83,6 +83,7 @@ class ImageBound(ErrorBound):
             raise RequestError(
                 f"error.draws, error.choose and error.points must be at least 2, got {draws}, {choose} and {points}"
             )
+        check_alpha(alpha)
         if not 0 <= quantile <= 1:
             raise RequestError(f"error.quantile must lie between 0 and 1, got {quantile}")
         self.draws, self.choose, self.points = draws, choose, points

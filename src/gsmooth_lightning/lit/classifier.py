@@ -31,7 +31,7 @@ class ClassifierModule(pl.LightningModule):
     ):
         super().__init__()
         self.smoothed, self.threat, self.objective = smoothed, threat, objective
-        self._optimizer, self._scheduler = optimizer, scheduler
+        self.optimizer, self.scheduler = optimizer, scheduler
 
     def _step(self, batch: tuple[Tensor, Tensor, Tensor], stage: str) -> Tensor:
         x, y, _ = batch
@@ -53,8 +53,8 @@ class ClassifierModule(pl.LightningModule):
         self._step(batch, "val")
 
     def configure_optimizers(self):
-        optimizer = self._optimizer(self.smoothed.base.parameters())
-        if self._scheduler is None:
+        optimizer = self.optimizer(self.smoothed.base.parameters())
+        if self.scheduler is None:
             return optimizer
-        schedule = self._scheduler(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
+        schedule = self.scheduler(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

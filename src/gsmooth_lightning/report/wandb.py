@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import wandb
-from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
 from gsmooth_lightning.report.curves import Record, certified_accuracy
@@ -14,17 +14,12 @@ from gsmooth_lightning.threat import Threat, TransformationThreat
 COLUMNS = ("index", "label", "base", "prediction", "radius", "guarantee", "pa", "evaluations", "seconds")
 
 
-def log_certificates(
-    logger: Logger | None, records: Sequence[Record], threat: Threat, images: dict[int, Tensor]
-) -> None:
-    """Logs the certified-accuracy curve, a table of certificates and the contact sheet, when the logger is wandb's."""
-    if not isinstance(logger, WandbLogger):
-        return
-    run = logger.experiment
+def log_certificates(logger: WandbLogger, records: Sequence[Record], threat: Threat, images: dict[int, Tensor]) -> None:
+    """Logs the certified-accuracy curve, a table of certificates and the contact sheet."""
     end = threat.clip(np.inf) if isinstance(threat, TransformationThreat) else max(r["radius"] for r in records)
     radii = np.linspace(0, end, 61)
     curve = zip(radii.tolist(), *(c.tolist() for c in certified_accuracy(records, list(radii))), strict=True)
-    run.log(
+    logger.experiment.log(
         {
             "certificates": wandb.Table(columns=list(COLUMNS), data=[[r[c] for c in COLUMNS] for r in records]),
             "certified_accuracy": wandb.Table(
@@ -33,4 +28,3 @@ def log_certificates(
             "report": wandb.Image(report_figure(records, threat, images)),
         }
     )
-    wandb.finish()

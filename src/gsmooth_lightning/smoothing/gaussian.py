@@ -40,7 +40,10 @@ class Gaussian(Law):
         if (sigma is None) == (covariance is None):
             raise RequestError("a Gaussian law needs either sigma or covariance")
         if covariance is None:
-            value = torch.as_tensor(sigma, dtype=torch.float64)
+            try:
+                value = torch.as_tensor(sigma, dtype=torch.float64)
+            except (TypeError, ValueError, RuntimeError) as failure:
+                raise RequestError(f"sigma must be a number or a list of numbers, got {sigma!r}") from failure
             if not (torch.isfinite(value).all() and (value > 0).all()):
                 raise RequestError(f"sigma must be positive and finite, got {sigma}")
             self.register_buffer("sigma", value, persistent=False)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from gsmooth_lightning.attack import check_effort
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.lit import AttackModule
 from gsmooth_lightning.tasks.launch import command
@@ -17,11 +18,11 @@ def attack(cfg: DictConfig) -> Path:
     run = prepare(cfg, "attack", ("attack",))
     if not isinstance(run.threat, TransformationThreat):
         raise RequestError("this attack searches a transformation's parameters; use threat=rotation")
-    store = run.store()
-    run.data.done = store.done
-    module = AttackModule(run.smoothed, run.threat, store, cfg.attack.k, cfg.attack.n, cfg.seed)
-    run.trainer.predict(module, run.data, return_predictions=False)
-    store.finish()
+    check_effort(cfg.attack.k, cfg.attack.n)
+    with run.store() as store:
+        module = AttackModule(run.smoothed, run.threat, store, cfg.attack.k, cfg.attack.n, cfg.seed)
+        run.trainer.predict(module, run.data, return_predictions=False)
+        store.finish()
     return run.folder
 
 

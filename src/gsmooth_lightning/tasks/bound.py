@@ -34,13 +34,12 @@ def bound(cfg: DictConfig) -> Path:
     run = prepare(cfg, "bound", ("error",))
     error = instantiate(cfg.error)
     error.check(run.smoothed, run.threat)
-    store = run.store()
-    run.data.done = store.done
-    fit_if_needed(error, run)
-    run.trainer.predict(
-        BoundModule(error, run.smoothed, run.threat, store, cfg.seed), run.data, return_predictions=False
-    )
-    store.finish()
+    with run.store() as store:
+        fit_if_needed(error, run)
+        run.trainer.predict(
+            BoundModule(error, run.smoothed, run.threat, store, cfg.seed), run.data, return_predictions=False
+        )
+        store.finish()
     return run.folder
 
 

@@ -4,13 +4,13 @@ from pathlib import Path
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from pytorch_lightning.loggers import WandbLogger
 
 from gsmooth_lightning.certify import JointCertifier
-from gsmooth_lightning.certify.store import check_identity, read
+from gsmooth_lightning.certify.store import check_identity, read, read_identity
 from gsmooth_lightning.error import StoredBound
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.lit import CertificationModule
-from gsmooth_lightning.report.wandb import log_certificates
 from gsmooth_lightning.tasks.bound import fit_if_needed
 from gsmooth_lightning.tasks.launch import command
 from gsmooth_lightning.tasks.report import show
@@ -25,18 +25,23 @@ def certify(cfg: DictConfig) -> Path:
     run = prepare(cfg, "certify", ("error", "sampling", "certify"))
     certifier = instantiate(cfg.certify)
     if cfg.bounds is not None and isinstance(certifier, JointCertifier):
-        check_identity(cfg.bounds, {**run.identity, "command": "bound"}, (*BOUND_KEYS, "command"))
+        if read_identity(cfg.bounds)["command"] != "bound":
+            raise RequestError(f"{cfg.bounds} holds no bounds; name a folder written by `gsmooth bound`")
+        check_identity(cfg.bounds, run.identity, BOUND_KEYS)
         certifier.error = StoredBound(read(cfg.bounds))
     elif cfg.bounds is not None:
         raise RequestError("bounds=STORE belongs to certify=joint; leave it out")
     certifier.check(run.smoothed, run.threat)
-    store = run.store()
-    run.data.done = store.done
-    if isinstance(certifier, JointCertifier):
-        fit_if_needed(certifier.error, run)
-    module = CertificationModule(certifier, run.smoothed, run.threat, store, cfg.seed)
-    run.trainer.predict(module, run.data, return_predictions=False)
-    log_certificates(run.trainer.logger, store.finish(), run.threat, run.data.images_by_index())
+    with run.store() as store:
+        if isinstance(certifier, JointCertifier):
+            fit_if_needed(certifier.error, run)
+        module = CertificationModule(certifier, run.smoothed, run.threat, store, cfg.seed)
+        run.trainer.predict(module, run.data, return_predictions=False)
+        records = store.finish()
+        if isinstance(run.trainer.logger, WandbLogger):
+            from gsmooth_lightning.report.wandb import log_certificates  # wandb is not on every cluster
+
+            log_certificates(run.trainer.logger, records, run.threat, run.data.images_by_index())
     return run.folder
 
 

@@ -30,12 +30,13 @@ def command(name: str, run: Callable[[DictConfig], object]) -> None:
         with _one_sentence(name):  # before Hydra adds a line of its own
             run(cfg)
 
-    with _one_sentence(name):
+    with _one_sentence(name, ValueError):  # Hydra's own, about the composition
         hydra.main(version_base="1.3", config_path="pkg://gsmooth_lightning.conf", config_name=name)(job)()
 
 
 @contextlib.contextmanager
-def _one_sentence(name: str) -> Iterator[None]:
+def _one_sentence(name: str, *more: type[Exception]) -> Iterator[None]:
+    mistakes: tuple[type[Exception], ...] = (RequestError, HydraException, OmegaConfBaseException, *more)
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as stop:
@@ -45,7 +46,7 @@ def _one_sentence(name: str) -> Iterator[None]:
             raise
         print(f"gsmooth {name}: interrupted; run the same command again to go on", file=sys.stderr)
         raise SystemExit(RESUMABLE) from None
-    except (RequestError, HydraException, OmegaConfBaseException) as failure:
+    except mistakes as failure:
         print(f"gsmooth {name}: {sentence(failure)}", file=sys.stderr)
         raise SystemExit(2) from None
 
@@ -60,5 +61,7 @@ def sentence(failure: BaseException) -> str:
     if isinstance(failure.__cause__, TypeError):  # Hydra called a constructor with an option it does not know
         key = str(failure).rsplit("full_key: ", 1)[-1].strip()
         return f"{key}: {failure.__cause__}; correct the options of {key}"
+    if type(failure) is ValueError:
+        return f"{failure} (in {' '.join(sys.argv[1:])})"
     text = str(failure).replace("\n\t", " ").replace("\n", " ")
     return " ".join(text.split())

@@ -20,6 +20,10 @@ def show(stores: Sequence[str | Path], radii: Sequence[float] | None = None, out
 
     Attack stores are joined by image to the certificate store named before them.
     """
+    if not stores:
+        raise RequestError("there is nothing to report; name stores=[FOLDER,...]")
+    if radii is not None and (isinstance(radii, str) or not all(isinstance(r, int | float) and r >= 0 for r in radii)):
+        raise RequestError(f"radii must be a list of numbers from 0 on, such as [0,10,20], got {radii}")
     columns: dict[str, dict[str, str]] = {}
     certificates: list[Record] = []
     attacked: list[Record] = []
@@ -27,6 +31,8 @@ def show(stores: Sequence[str | Path], radii: Sequence[float] | None = None, out
     name = ""
     for folder in map(Path, stores):
         kind, records = read_identity(folder)["command"], read(folder)
+        if kind not in ("certify", "attack", "bound"):
+            raise RequestError(f"{folder} is a {kind} run; name folders written by certify, bound or attack")
         if not records:
             raise RequestError(f"{folder} holds no finished image yet; report it later")
         settings = cast(DictConfig, OmegaConf.load(folder / "config.yaml"))
@@ -38,10 +44,8 @@ def show(stores: Sequence[str | Path], radii: Sequence[float] | None = None, out
             attacked, name = records, name or folder.name
             columns.setdefault(name, {"images": f"{len(records)} ({images})", "threat": threat.describe()})
             columns[name] |= attack_rows(records, certificates)
-        elif kind == "bound":
-            columns[folder.name] = bound_rows(records) | {"threat": threat.describe()}
         else:
-            raise RequestError(f"{folder} is a {kind} run; name folders written by certify, bound or attack")
+            columns[folder.name] = bound_rows(records) | {"threat": threat.describe()}
     target = Path(out) if out is not None else Path(stores[-1])
     written = [target / "report.md"]
     try:

@@ -1,8 +1,10 @@
 """From a configuration to objects, and to what a result depends on."""
 
+import contextlib
 import logging
 import platform
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import scipy
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import WandbLogger
 from torch import nn
 
 from gsmooth_lightning import __version__
@@ -40,16 +43,37 @@ class Run:
     data: ImageDataModule
     trainer: pl.Trainer
 
-    def store(self) -> Store:
-        """The store of this run, opened or resumed; the trainer then logs into its folder."""
-        return open_store(self.cfg, self.folder, self.identity, self.trainer)
+    @contextlib.contextmanager
+    def store(self) -> Iterator[Store]:
+        """The store of this run, opened or resumed; predict then visits what is left of its images."""
+        with open_store(self.cfg, self.folder, self.identity, self.trainer) as store:
+            self.data.done = store.done
+            yield store
 
 
-def open_store(cfg: DictConfig, folder: Path, identity: dict[str, Any], trainer: pl.Trainer) -> Store:
+@contextlib.contextmanager
+def open_store(cfg: DictConfig, folder: Path, identity: dict[str, Any], trainer: pl.Trainer) -> Iterator[Store]:
+    """A store, with the trainer logging into its folder; the log is closed at the end."""
     store = Store(folder, identity, OmegaConf.to_yaml(cfg, resolve=True), trainer.global_rank)
     if cfg.logger is not None:
         trainer.logger = instantiate(cfg.logger, save_dir=str(folder))
-    return store
+    try:
+        yield store
+    finally:
+        if isinstance(trainer.logger, WandbLogger):
+            trainer.logger.experiment.finish()
+
+
+def check_numbers(cfg: DictConfig) -> None:
+    """Refuses numbers of the wrong kind before anything is read or computed."""
+    numbers = {"seed": (cfg.seed, 0), "block": (cfg.block, 2), "images.every": (cfg.images.every, 1)}
+    numbers |= {"images.in_flight": (cfg.images.in_flight, 1), "train.epochs": (cfg.train.epochs, 1)}
+    numbers |= {"train.batch_size": (cfg.train.batch_size, 1), "train.workers": (cfg.train.workers, 0)}
+    if cfg.images.first is not None:
+        numbers["images.first"] = (cfg.images.first, 1)
+    for name, (value, least) in numbers.items():
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**32:
+            raise RequestError(f"{name} must be a whole number, at least {least}, got {value!r}")
 
 
 def seeded_network(cfg: DictConfig) -> nn.Module:
@@ -76,14 +100,11 @@ def data_module(cfg: DictConfig) -> ImageDataModule:
     split = images.pop("split")
     if split not in ("train", "val", "test"):
         raise RequestError(f"images.split must be train, val or test, got {split!r}")
-    return ImageDataModule(
-        instantiate(cfg.data.dataset),
-        cfg.data.classes,
-        cfg.train.batch_size,
-        cfg.train.workers,
-        split,
-        **images,
-    )
+    source = instantiate(cfg.data.dataset)
+    try:
+        return ImageDataModule(source, cfg.data.classes, cfg.train.batch_size, cfg.train.workers, split, **images)
+    except TypeError as failure:
+        raise RequestError(f"images: {failure}; correct the options of images") from failure
 
 
 def make_trainer(cfg: DictConfig, **options: Any) -> pl.Trainer:
@@ -138,12 +159,14 @@ def prepare(cfg: DictConfig, command: str, groups: tuple[str, ...]) -> Run:
     Its identity covers the classifier, the images' split, the given groups, the checkpoint's bytes, the block, the
     network's backend and the versions; not which or how many images are visited, nor the trainer and the logger.
     """
+    check_numbers(cfg)
     if cfg.checkpoint is None:
         raise RequestError(f"{command} needs a trained network; give checkpoint=FILE, written by `gsmooth train`")
     threat: Threat = instantiate(cfg.threat)
     network = seeded_network(cfg)
     load_weights(network, cfg.checkpoint)
     data = data_module(cfg)
+    visited = data.visited  # refuses impossible subsets
     trainer = make_trainer(cfg, enable_checkpointing=False, inference_mode=True)
     device = trainer.strategy.root_device
     smoothed = smoothed_classifier(cfg, network.to(device)).to(device)
@@ -160,7 +183,7 @@ def prepare(cfg: DictConfig, command: str, groups: tuple[str, ...]) -> Run:
         "command": command,
         "calibration": calibration,
         **identity_of(cfg, (*CLASSIFIER, *groups)),
-        "images": f"{cfg.images.split} {data.split(cfg.images.split).content_hash}",  # type: ignore[attr-defined]
+        "images": f"{cfg.images.split} {visited.dataset.content_hash}",  # type: ignore[attr-defined]
         "checkpoint": file_hash(cfg.checkpoint),
         "block": cfg.block,
         "backend": backend,
