@@ -5,6 +5,7 @@ One preprocessing object serves training, voting and the error bound.
 """
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +34,7 @@ class DiscVignette(nn.Module):
     lipschitz = 1.0
 
     def forward(self, x: Tensor) -> Tensor:
-        h, w = x.shape[-2:]
-        ys = torch.arange(h, device=x.device) - (h - 1) / 2
-        xs = torch.arange(w, device=x.device) - (w - 1) / 2
-        inside = ys[:, None] ** 2 + xs[None, :] ** 2 <= ((min(h, w) - 1) / 2) ** 2
-        return x * inside
+        return x * _disc(*x.shape[-2:], x.device, x.dtype)
 
 
 class LowPass(nn.Module):
@@ -57,27 +54,34 @@ class LowPass(nn.Module):
         if not bandwidth >= 0:
             raise RequestError(f"bandwidth must not be negative, got {bandwidth}")
         self.bandwidth = bandwidth
-        self._bases: dict[tuple[int, int, torch.device, torch.dtype], tuple[Tensor, Tensor, Tensor]] = {}
-
-    def _basis(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        h, w = x.shape[-2:]
-        key = (h, w, x.device, x.dtype)
-        if key not in self._bases:
-            with torch.inference_mode(False):  # a later gradient may need them
-                rows, f1 = fourier_basis(h, self.bandwidth)
-                columns, f2 = fourier_basis(w, self.bandwidth)
-                mask = f1[:, None] ** 2 + f2[None, :] ** 2 <= self.bandwidth**2
-                parts = (rows.to(x.device, x.dtype), columns.to(x.device, x.dtype), mask.to(x.device, x.dtype))
-                self._bases[key] = parts
-        return self._bases[key]
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, columns, mask = self._basis(x)  # (k1, h), (k2, w), (k1, k2)
+        rows, columns, mask = _lowpass(*x.shape[-2:], self.bandwidth, x.device, x.dtype)  # (k1, h), (k2, w), (k1, k2)
         coefficients = (rows @ (x @ columns.T)) * mask
         return (rows.T @ coefficients) @ columns
 
     def extra_repr(self) -> str:
         return f"bandwidth={self.bandwidth:g}"
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # a later gradient may need what is kept
+def _disc(h: int, w: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """1 inside the largest disc through pixel centres, 0 outside, (h, w)."""
+    ys, xs = torch.arange(h) - (h - 1) / 2, torch.arange(w) - (w - 1) / 2
+    return (ys[:, None] ** 2 + xs[None, :] ** 2 <= ((min(h, w) - 1) / 2) ** 2).to(device, dtype)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _lowpass(
+    h: int, w: int, bandwidth: float, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Bases of the rows (k1, h) and columns (k2, w), and the mask of kept products (k1, k2)."""
+    rows, f1 = fourier_basis(h, bandwidth)
+    columns, f2 = fourier_basis(w, bandwidth)
+    mask = f1[:, None] ** 2 + f2[None, :] ** 2 <= bandwidth**2
+    return rows.to(device, dtype), columns.to(device, dtype), mask.to(device, dtype)
 
 
 def fourier_basis(length: int, bandwidth: float) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ block; on a GPU there is one worker, and its jobs queue up on the device.
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -28,13 +29,25 @@ def workers(device: torch.device) -> Iterator[Callable[[list[Job]], list[Any]]]:
     if device.type != "cpu":
         yield lambda jobs: [job() for job in jobs]
         return
-    pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))
+    size = torch.get_num_threads()
+    pool = ThreadPoolExecutor(size, initializer=torch.set_num_threads, initargs=(1,))
 
     def run(jobs: list[Job]) -> list[Any]:
+        todo, results = deque(enumerate(jobs)), [None] * len(jobs)
+
+        def work(_: int) -> None:  # a future for each job would cost as much as a transform
+            while todo:
+                try:
+                    place, job = todo.popleft()
+                except IndexError:  # another worker took the last one
+                    return
+                results[place] = job()
+
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # numbers must not depend on how many cores there are
         try:
-            return list(pool.map(lambda job: job(), jobs))
+            list(pool.map(work, range(size)))
+            return results
         finally:
             torch.set_num_threads(threads)
 

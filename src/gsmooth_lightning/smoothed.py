@@ -76,7 +76,7 @@ class SmoothedClassifier(nn.Module):
             y = self.preprocess(self.transform(x, theta.float()))
         if y.shape != x.shape:
             raise RequestError("preprocessing must keep the image's shape; resize with threat.size instead")
-        return torch.round(y * LEVELS)
+        return (y * LEVELS).round_()
 
     def draw(self, x: Tensor, source: Source | TrainingSource, n: int) -> Tensor:
         """n network inputs for one image x: (c, h, w) -> (n, c, h, w)."""
@@ -84,8 +84,8 @@ class SmoothedClassifier(nn.Module):
         steps = self.encode(x.expand(n if self.law else 1, *x.shape), theta)
         if self.noise is None:
             return (steps * (1 / LEVELS)).expand(n, *x.shape)
-        noise = self.noise.sample(source, n, tuple(x.shape)).mul_(LEVELS).round_()
-        return (steps + noise.to(steps.dtype)) * (1 / LEVELS)  # both are whole and below 2^24: the sum is exact
+        noise = self.noise.sample(source, n, tuple(x.shape)).mul_(LEVELS).round_().to(steps.dtype)
+        return noise.add_(steps).mul_(1 / LEVELS)  # both are whole and below 2^24: the sum is exact
 
     def draw_parameters(self, source: Source | TrainingSource, n: int) -> Tensor:
         """n draws of theta, (n, dim), in the source's precision."""

@@ -1,6 +1,7 @@
 """Rotation about the image's centre."""
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -39,15 +40,17 @@ class Rotation(Additive):
         cos, sin = torch.cos(angle), torch.sin(angle)
         # grid_sample's coordinates run from -1 to 1 over each side, so the turn is done in pixels and scaled back.
         turn = torch.stack([cos, -sin * (h / w), sin * (w / h), cos], 1).to(x.dtype)
-        grid = (turn.view(n * 2, 2) @ _centred_grid(h, w, x)).view(n, 2, h, w).permute(0, 2, 3, 1)
+        grid = (turn.view(n * 2, 2) @ _centred_grid(h, w, x.device, x.dtype)).view(n, 2, h, w).permute(0, 2, 3, 1)
         return functional.grid_sample(x, grid, mode=self.interpolation, align_corners=False)
 
     def extra_repr(self) -> str:
         return self.interpolation
 
 
-def _centred_grid(h: int, w: int, like: Tensor) -> Tensor:
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _centred_grid(h: int, w: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Pixel centres in grid_sample's coordinates, (2, h * w): first x, then y."""
-    xs = (torch.arange(w, device=like.device, dtype=like.dtype) + 0.5) * (2 / w) - 1
-    ys = (torch.arange(h, device=like.device, dtype=like.dtype) + 0.5) * (2 / h) - 1
+    xs = (torch.arange(w, device=device, dtype=dtype) + 0.5) * (2 / w) - 1
+    ys = (torch.arange(h, device=device, dtype=dtype) + 0.5) * (2 / h) - 1
     return torch.stack([xs.repeat(h), ys.repeat_interleave(w)])
