@@ -1,6 +1,6 @@
 """Samples per second of joint certification (rotation and pixel noise, 28x28 CNN), and where the time goes.
 
-    python benchmarks/sampling.py [--draws 20000] [--rounds 7]
+    python benchmarks/sampling.py [--draws 20000] [--rounds 7] [--block 64]
 
 Everything is measured in one run, in turn, `rounds` times; medians are printed, and ratios of them. The plain loop is
 the sampling loop of Cohen et al.'s published code (one batch after the other, counted on the host) around the same
@@ -28,7 +28,7 @@ from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.threat import TransformationThreat
 from gsmooth_lightning.transform import Rotation
 
-BLOCK, SIGMA, ANGLE = 64, 0.35, 30.0
+SIGMA, ANGLE = 0.35, 30.0
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -74,30 +74,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--draws", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--block", type=int, default=64)
     options = parser.parse_args()
-    draws = options.draws // BLOCK * BLOCK
-    blocks = draws // BLOCK
+    block = options.block
+    draws = options.draws // block * block
+    blocks = draws // block
 
     threat = TransformationThreat(Rotation(), -30, 30, size=28)
     x = threat.prepare(Digits().split("test", 10)[0][0][None])[0].to(DEVICE)
     torch.manual_seed(0)
     network = SmallCNN().eval().to(DEVICE)
-    example = x + SIGMA * torch.randn(BLOCK, *x.shape, device=DEVICE)
+    example = x + SIGMA * torch.randn(block, *x.shape, device=DEVICE)
     fast, backend = fused(network, example)
     smoothed = SmoothedClassifier(
-        fast, 10, Rotation(), Preprocess([DiscVignette(), LowPass(5)]), Gaussian(ANGLE), Gaussian(SIGMA), BLOCK
+        fast, 10, Rotation(), Preprocess([DiscVignette(), LowPass(5)]), Gaussian(ANGLE), Gaussian(SIGMA), block
     ).to(DEVICE)
 
     with torch.inference_mode():
-        repeated = x.expand(BLOCK, *x.shape)
-        theta = torch.randn(BLOCK, 1, device=DEVICE) * ANGLE
+        repeated = x.expand(block, *x.shape)
+        theta = torch.randn(block, 1, device=DEVICE) * ANGLE
         turned = smoothed.transform(repeated, theta).contiguous()
         steps = smoothed.encode(repeated, theta)
-        noise = smoothed.noise.sample(Stream(0, 0).at("estimate", 0, DEVICE), BLOCK, tuple(x.shape))
+        noise = smoothed.noise.sample(Stream(0, 0).at("estimate", 0, DEVICE), block, tuple(x.shape))
         noisy = example.clone()
     parts = {
         "addressed draws": lambda b: smoothed.noise.sample(
-            Stream(0, 0).at("estimate", b, DEVICE), BLOCK, tuple(x.shape)
+            Stream(0, 0).at("estimate", b, DEVICE), block, tuple(x.shape)
         ),
         "transform": lambda b: smoothed.transform(repeated, theta),
         "preprocess, to the grid": lambda b: torch.round(smoothed.preprocess(turned) * LEVELS),
@@ -122,7 +124,7 @@ def main() -> None:
     median = {name: statistics.median(values) for name, values in seconds.items()}
     cores = f"{torch.get_num_threads()} cores" if DEVICE.type == "cpu" else torch.cuda.get_device_name()
     print(
-        f"{draws} draws, {options.rounds} rounds, {cores}, torch {torch.__version__}, backend {backend}, block {BLOCK}"
+        f"{draws} draws, {options.rounds} rounds, {cores}, torch {torch.__version__}, backend {backend}, block {block}"
     )
     print(f"{'':32}{'samples/s':>12}{'us/sample':>12}{'min..max us':>18}")
     for name, values in seconds.items():

@@ -99,14 +99,16 @@ def test_every_option_composes_and_binds(group, option):
             assert set(content) - {"defaults"} <= set(cfg[group])
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
+BOUND_ABOVE = ("logger", "train", "attack", "trainer")
+"""Groups whose options need a run to be built; their signatures are checked by the binding test."""
+
+
+@pytest.mark.parametrize(("group", "option"), [o for o in OPTIONS if o[0] not in BOUND_ABOVE])
 def test_every_option_constructs(group, option, tmp_path):
     """What hangs on the option alone is really built."""
     cfg = compose("certify", f"{group}={option}")
     if group == "error" and option == "none":
         cfg = compose("certify", "error=none", "certify=direct")
-    if group in ("logger", "train", "attack", "trainer"):
-        pytest.skip("bound to its signature above")
     node = cfg[group].dataset if group == "data" else cfg[group]
     made = instantiate(node)
     if node is None:

@@ -10,7 +10,8 @@ BOUNDS = {"train": (0, 1297), "val": (1297, 1397), "test": (1397, 1797)}
 
 
 class Digits(ImageData):
-    """Pixels are k/16. The file is ordered by writer, so the splits (first 1,297, next 100, last 400) hardly share any.
+    """Pixels are k/16. The file is not shuffled, and neighbours look like one writer's: so the splits are its first
+    1,297, next 100 and last 400 images, in order.
 
     Alpaydin & Kaynak 1998, Optical Recognition of Handwritten Digits (UCI).
     """

@@ -50,6 +50,9 @@ def certificate_rows(
         rows[f"certified at {radius:g} {threat.unit}"] = f"{value:.3f}  [{low:.3f}, {high:.3f}]"
     alpha = max(r["alpha"] for r in records)
     guarantee = sorted({r["guarantee"] for r in records})
+    covered = [r["details"]["q_E"] for r in records if "q_E" in r.get("details", {})]
+    if covered:
+        rows["fraction of images that E covers (q_E)"] = f"at least {min(covered):.4f}"
     rows |= {
         f"median certified radius ({threat.unit}, correct images)": f"{np.median([r['radius'] for r in correct]):.4g}"
         if correct
