@@ -4,8 +4,9 @@ import runpy
 import sys
 
 import pytest
+import torch
 
-from conftest import SMALL, records, run_main, run_task, script, shell, snapshot, timeless
+from conftest import SMALL, TRAIN, records, run_main, run_task, script, shell, snapshot, timeless
 from gsmooth_lightning import cli
 from gsmooth_lightning.errors import RequestError
 
@@ -189,3 +190,18 @@ def test_demo_in_small(here):
     for name in ("train/classifier.ckpt", "certify/records.jsonl", "attack/records.jsonl", "report.md", "report.png"):
         assert (here / "demo" / name).is_file()
     assert "certificates contradicted by the attack" in ended.out
+
+
+class OwnNet(torch.nn.Sequential):
+    """A user's network: one linear layer of a width of the user's choosing."""
+
+    def __init__(self, width: int):
+        super().__init__(torch.nn.Flatten(), torch.nn.Linear(784, width), torch.nn.ReLU(), torch.nn.Linear(width, 10))
+
+
+def test_a_network_of_your_own(here):
+    """model=custom names any class; its constructor's arguments follow."""
+    own = ("model=custom", f"model._target_={__name__}.OwnNet", "+model.width=12")
+    checkpoint = run_task("train", *TRAIN, *own, "train.epochs=1", "store=own")
+    folder = run_task("certify", *SMALL, *own, f"checkpoint={checkpoint}", "images.first=2", "store=certified")
+    assert len(records(folder)) == 2

@@ -86,11 +86,15 @@ def test_every_group_is_reachable(command):
         assert key in cfg
 
 
+OWN = {("model", "custom"): ("model._target_=gsmooth_lightning.model.SmallCNN",)}
+"""What a user must add to an option that is nothing by itself."""
+
+
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_binds(group, option):
     """With every command; all targets bind the keys of the composed configuration."""
     for command in COMMANDS:
-        cfg = compose(command, f"{group}={option}")
+        cfg = compose(command, f"{group}={option}", *OWN.get((group, option), ()))
         assert check_binding(cfg) > 8
         content = OmegaConf.load(CONF / group / f"{option}.yaml")
         if "@package _global_" in (CONF / group / f"{option}.yaml").read_text().splitlines()[0]:
@@ -106,7 +110,7 @@ BOUND_ABOVE = ("logger", "train", "attack", "trainer")
 @pytest.mark.parametrize(("group", "option"), [o for o in OPTIONS if o[0] not in BOUND_ABOVE])
 def test_every_option_constructs(group, option, tmp_path):
     """What hangs on the option alone is really built."""
-    cfg = compose("certify", f"{group}={option}")
+    cfg = compose("certify", f"{group}={option}", *OWN.get((group, option), ()))
     if group == "error" and option == "none":
         cfg = compose("certify", "error=none", "certify=direct")
     node = cfg[group].dataset if group == "data" else cfg[group]
@@ -136,7 +140,7 @@ def test_defaults_written_twice_agree():
         ("error", "image"),
         ("model", "small_cnn"),
     ):
-        cfg = resolved(compose("certify", f"{group}={option}"))[group]
+        cfg = resolved(compose("certify", f"{group}={option}", *OWN.get((group, option), ())))[group]
         parameters = inspect.signature(get_object(cfg.pop("_target_"))).parameters
         for key, value in cfg.items():
             default = parameters[key].default
