@@ -11,7 +11,7 @@ from torch import nn
 
 from gsmooth_lightning.certify import ABSTAIN, AdditiveCertifier
 from gsmooth_lightning.certify.base import round_down
-from gsmooth_lightning.confidence import FixedN, GroupSequential, Outcome, SamplingPlan, clopper_pearson_lower
+from gsmooth_lightning.confidence import FixedN, GroupSequential, clopper_pearson_lower
 from gsmooth_lightning.errors import RequestError, UncertifiableError
 from gsmooth_lightning.preprocess import DiscVignette, LowPass, Preprocess
 from gsmooth_lightning.smoothed import LEVELS, SmoothedClassifier
@@ -19,18 +19,9 @@ from gsmooth_lightning.smoothing import Gaussian
 from gsmooth_lightning.stream import Stream, sampling_slack
 from gsmooth_lightning.threat import PixelThreat, TransformationThreat
 from gsmooth_lightning.transform import Identity, Rotation, Transform
+from plans import Known, finish
 
 SIGMA = 0.25
-
-
-def finish(procedure):
-    """Runs a procedure to its conclusion."""
-    try:
-        jobs = next(procedure)
-        while True:
-            jobs = procedure.send([job() for job in jobs])
-    except StopIteration as ended:
-        return ended.value
 
 
 class Linear(nn.Module):
@@ -50,23 +41,6 @@ class Constant(nn.Module):
 
     def forward(self, x):
         return nn.functional.one_hot(torch.ones(len(x), dtype=torch.long), 3).float()
-
-
-class Known(SamplingPlan):
-    """A plan that knows the bounds pA and pB; it keeps the threshold function it was given."""
-
-    def __init__(self, pa, pb=None):
-        super().__init__(1, 10**6, 1e-3)
-        self.pa, self.pb = pa, 1 - pa if pb is None else pb
-
-    @property
-    def ceiling(self):
-        return 1 - 1e-9
-
-    def run(self, sample, block, threshold):
-        self.threshold = threshold
-        return Outcome(0, np.array([1, 0, 0, 0]), np.array([1, 0, 0, 0]), 1, self.pa, self.pb)
-        yield
 
 
 class Voted(SmoothedClassifier):
@@ -90,7 +64,9 @@ def linear(x, distance, seed=1, noise=None, **arguments):
 
 
 def radius_of(smoothed, x, pa, pb=None, threat=None):
-    certificate = finish(AdditiveCertifier(Known(pa, pb)).procedure(smoothed, threat or PixelThreat(), x, Stream(0, 0)))
+    certificate = finish(
+        AdditiveCertifier(Known(pa, pb, classes=3)).procedure(smoothed, threat or PixelThreat(), x, Stream(0, 0))
+    )
     return None if certificate.prediction == ABSTAIN else certificate.radius
 
 
@@ -295,7 +271,7 @@ def test_rounding_moves_a_pair_by_no_more_than_the_radius_pays():
 @pytest.mark.parametrize("radius", [0.1, 0.5, 0.9])
 def test_sequential_threshold_is_consistent_with_the_fixed_radius(saved, radius):
     """pA just above threshold(r) certifies r, just below does not; threshold(0) = 1/2 + slack."""
-    x, threat, plan = image(), PixelThreat(saved), Known(0.9)
+    x, threat, plan = image(), PixelThreat(saved), Known(0.9, classes=3)
     smoothed = linear(x, 0.3)
     finish(AdditiveCertifier(plan).procedure(smoothed, threat, x, Stream(0, 0)))
     threshold, slack = plan.threshold(radius), smoothed.slack(x)

@@ -1,5 +1,6 @@
 """Certificates, and what every certifier does."""
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -51,6 +52,12 @@ class Certificate:
     seconds: float = 0.0
     details: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.guarantee not in GUARANTEES:
+            raise ValueError(
+                f"a certificate's guarantee must be one of {', '.join(GUARANTEES)}, not {self.guarantee!r}"
+            )
+
 
 class Certifier(ABC):
     """A theorem. `check` refuses what it does not cover, before any work; `procedure` certifies one image.
@@ -93,7 +100,7 @@ class Certifier(ABC):
         smoothed.check_function(threat.prepare(first[1][None])[0])
 
         def procedures():
-            for index, x in _chain(first, images):
+            for index, x in itertools.chain([first], images):
                 yield index, self.procedure(smoothed, threat, threat.prepare(x[None])[0], Stream(seed, index))
 
         for index, certificate, seconds in run_rounds(procedures(), first[1].device, in_flight):
@@ -131,8 +138,3 @@ class Certifier(ABC):
 def round_down(radius: float) -> float:
     """The next float below, with an allowance for the rounding of Phi and its inverse."""
     return max(0.0, float(np.nextafter(radius * (1 - 1e-12), -np.inf)))
-
-
-def _chain(first, rest):
-    yield first
-    yield from rest

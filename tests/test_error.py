@@ -1,0 +1,301 @@
+"""Error bounds: defects against a slow reference, coverage, and what each bound may claim."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import map_coordinates
+from scipy.stats import binom, norm
+
+from gsmooth_lightning.certify import JointCertifier
+from gsmooth_lightning.confidence import (
+    FixedN,
+    clopper_pearson_lower,
+    clopper_pearson_upper,
+)
+from gsmooth_lightning.data import Digits
+from gsmooth_lightning.error import Bound, DistributionBound, ImageBound, StoredBound, sampled
+from gsmooth_lightning.error.base import defect_norms
+from gsmooth_lightning.errors import RequestError
+from gsmooth_lightning.preprocess import DiscVignette, LowPass, Preprocess
+from gsmooth_lightning.smoothed import LEVELS, SmoothedClassifier
+from gsmooth_lightning.smoothing import Gaussian
+from gsmooth_lightning.stream import Stream
+from gsmooth_lightning.threat import TransformationThreat
+from gsmooth_lightning.transform import Rotation
+from plans import finish
+
+# ---------------------------------------------------------------- defects of rotations, against a slow reference
+
+BANDWIDTH, NOISE, ANGLE = 3, 0.25, 15.0
+
+
+def rotate(x, degrees):
+    """Counterclockwise rotations of one (h, w) image, bilinear, black outside: (n,) angles -> (n, h, w)."""
+    h, w = x.shape
+    rows, columns = np.mgrid[:h, :w]
+    y, u = rows - (h - 1) / 2, columns - (w - 1) / 2
+    angle = np.radians(np.asarray(degrees, dtype=float))[:, None, None]
+    source = np.stack([np.sin(angle) * u + np.cos(angle) * y, np.cos(angle) * u - np.sin(angle) * y])
+    source += np.array([(h - 1) / 2, (w - 1) / 2]).reshape(2, 1, 1, 1)
+    return map_coordinates(x, source, order=1, mode="grid-constant", cval=0.0)
+
+
+def seen(images):
+    """Disc, low-pass by FFT with integer frequencies, rounding to the grid: what the noise is added to."""
+    h, w = images.shape[-2:]
+    rows, columns = np.mgrid[:h, :w]
+    disc = (rows - (h - 1) / 2) ** 2 + (columns - (w - 1) / 2) ** 2 <= ((min(h, w) - 1) / 2) ** 2
+    frequency = [((np.arange(n) + n // 2) % n - n // 2) for n in (h, w)]
+    mask = frequency[0][:, None] ** 2 + frequency[1][None, :] ** 2 <= BANDWIDTH**2
+    smooth = np.fft.ifft2(np.fft.fft2(images * disc) * mask).real
+    return np.rint(smooth * LEVELS) / LEVELS
+
+
+def reference_defects(x, gammas, theta):
+    """max over gamma of ||seen(psi(file, theta)) - seen(psi(x, theta + gamma))|| / sigma, the file saved in 8 bits."""
+    worst = np.zeros(len(theta))
+    for gamma in gammas:
+        file = np.rint(rotate(x, [gamma])[0].clip(0, 1) * 255) / 255
+        difference = seen(rotate(file, theta)) - seen(rotate(x, theta + gamma))
+        worst = np.maximum(worst, np.sqrt((difference**2).sum((1, 2))) / NOISE)
+    return worst
+
+
+def digits(images, step=10.0, high=20.0):
+    """A smoothed classifier of digits, its rotation threat, and prepared images."""
+    base = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
+    preprocess = Preprocess([DiscVignette(), LowPass(BANDWIDTH)])
+    smoothed = SmoothedClassifier(base, 10, Rotation(), preprocess, Gaussian(ANGLE), Gaussian(NOISE), block=64)
+    threat = TransformationThreat(Rotation(), -high, high, step=step)
+    data = Digits().split("test", 10)
+    return smoothed.eval(), threat, [threat.prepare(data[i][0][None])[0] for i in images]
+
+
+ATTACKS = (-20.0, -10.0, 0.0, 10.0, 20.0)
+
+
+def test_the_reference_turns_counterclockwise():
+    """90 degrees is numpy's rot90, for the reference and for the transformation; 0 is the identity."""
+    x = np.random.default_rng(0).random((8, 8))
+    np.testing.assert_allclose(rotate(x, [90.0, 0.0]), [np.rot90(x), x], atol=1e-12)
+    image = torch.from_numpy(x).float()[None, None]
+    np.testing.assert_allclose(Rotation()(image, torch.tensor([[90.0]]))[0, 0], np.rot90(x), atol=1e-5)
+    np.testing.assert_allclose(seen(np.ones((1, 8, 8)))[0, 4, 4], seen(np.ones((8, 8)))[4, 4])
+
+
+def test_defects_are_those_of_the_reference():
+    """Files, encodings and norms against scipy and numpy.fft, on digits and fresh angles; tolerance 1e-3."""
+    smoothed, threat, images = digits((0, 17, 203))
+    gammas = threat.parameters(99)[0]
+    np.testing.assert_array_equal(gammas[:, 0], ATTACKS)
+    theta = torch.from_numpy(np.random.default_rng(2).normal(0, ANGLE, (150, 1))).float()
+    for x in images:
+        pixels = x[0].double().numpy()
+        files = threat.apply(x.expand(5, *x.shape), gammas)
+        expected = np.stack([np.rint(rotate(pixels, [g])[0] * 255) for g in ATTACKS])
+        np.testing.assert_allclose(files[:, 0].double() * 255, expected, atol=1e-3)
+        encoded = smoothed.encode(x.expand(150, *x.shape), theta)[:, 0].double().numpy() / LEVELS
+        turned = seen(rotate(pixels, theta[:, 0].double().numpy()))
+        np.testing.assert_allclose(encoded, turned, atol=2 / LEVELS)
+        ours = defect_norms(smoothed, x, files, gammas, theta).numpy()
+        reference = reference_defects(pixels, ATTACKS, theta[:, 0].double().numpy())
+        np.testing.assert_allclose(ours, reference, atol=1e-3)
+        assert (ours >= reference).all()  # a step of the grid a pixel pays for float32
+        assert reference.max() > 0.3  # there is something to bound
+
+
+@pytest.fixture(scope="module")
+def fresh_defects():
+    """Reference defects of five digits for 4,000 angles at the midpoints of equally likely strata: a quadrature."""
+    n = 4000
+    theta = ANGLE * norm.ppf((np.arange(n) + 0.5) / n)
+    smoothed, threat, images = digits((3, 50, 111, 222, 333))
+    return smoothed, threat, images, [reference_defects(x[0].double().numpy(), ATTACKS, theta) for x in images]
+
+
+def test_hard_image_bound_covers_fresh_defects(fresh_defects):
+    """P(defect > E) <= rho: by quadrature over theta, and on fresh draws with an exact binomial tolerance of 1e-6."""
+    smoothed, threat, images, strata = fresh_defects
+    error = ImageBound(draws=512, choose=128, quantile=0.95, alpha=1e-4, soft=False)
+    rng = np.random.default_rng(99)
+    for i, (x, defects) in enumerate(zip(images, strata, strict=True)):
+        bound = finish(error.procedure(smoothed, threat, x, Stream(0, i)))
+        assert bound.guarantee == "sound"
+        assert bound.alpha == 1e-4
+        assert (defects > bound.value).mean() <= bound.rho
+        theta = rng.normal(0, ANGLE, 1000)
+        beyond = (reference_defects(x[0].double().numpy(), ATTACKS, theta) > bound.value).sum()
+        assert beyond <= binom.isf(1e-6, 1000, bound.rho)
+        assert bound.rho < 0.2
+        assert bound.value < np.quantile(defects, 0.995)  # a bound, not a blanket
+
+
+def test_soft_image_bound_covers_fresh_defects(fresh_defects):
+    """rho~ >= E_theta[2 Phi((d - E0)_+ / 2) - 1] by quadrature, and smaller than the hard rho at the same E."""
+    smoothed, threat, images, strata = fresh_defects
+    for i, (x, defects) in enumerate(zip(images, strata, strict=True)):
+        error = ImageBound(draws=512, choose=128, quantile=0.9, alpha=1e-4, soft=True)
+        bound = finish(error.procedure(smoothed, threat, x, Stream(0, i)))
+        mean = (2 * norm.cdf(np.maximum(defects - bound.value, 0) / 2) - 1).mean()
+        assert 0 < mean <= bound.rho
+        hard = finish(ImageBound(512, 128, quantile=0.9, soft=False).procedure(smoothed, threat, x, Stream(0, i)))
+        assert hard.value == bound.value
+        assert bound.rho < hard.rho
+        assert bound.details["soft"]
+        assert bound.details["largest"] <= defects.max() + 0.05
+
+
+def test_distribution_bound_covers_fresh_defects():
+    """E holds with mass 1 - rho on at least a fraction q_E of images: counted on 40 others by quadrature over theta,
+    with an exact binomial tolerance of 1e-6 for the choice of the images."""
+    smoothed, threat, calibration = digits(range(0, 400, 5))
+    error = DistributionBound(draws=256, quantile=0.95, rho=0.08, alpha=1e-3, alpha_inner=1e-3)
+    bound = error.fit(smoothed, threat, enumerate(calibration), seed=5)
+    assert bound.guarantee == "distributional"
+    _, _, others = digits(range(2, 400, 10))
+    assert finish(error.procedure(smoothed, threat, others[0], Stream(0, 0))) is bound
+    theta = ANGLE * norm.ppf((np.arange(500) + 0.5) / 500)
+    defects = np.stack([reference_defects(x[0].double().numpy(), ATTACKS, theta) for x in others])
+    held = int(((defects > bound.value).mean(1) <= bound.rho).sum())
+    assert bound.details["q_E"] > 0.5
+    assert binom.cdf(held, len(others), bound.details["q_E"]) > 1e-6
+    assert bound.value < np.quantile(defects, 0.9999)
+
+
+def test_draws_that_choose_are_not_those_that_bound(fresh_defects):
+    """E is chosen on the stage error-choose, rho on error-bound; votes come from other stages."""
+    smoothed, threat, images, _ = fresh_defects
+    source = Stream(3, 4)
+    kept = {}
+    for stage in ("error-choose", "error-bound"):
+        kept[stage] = finish(sampled.sample_defects(smoothed, threat, images[0], source, stage, 128, 13))
+    assert not np.isin(kept["error-choose"], kept["error-bound"]).any()
+    error = ImageBound(draws=128, choose=128, quantile=0.8, soft=False)
+    bound = finish(error.procedure(smoothed, threat, images[0], source))
+    chosen = np.sort(kept["error-choose"])
+    assert chosen[101] < bound.value <= chosen[102] * (1 + 2e-6)  # the .8 quantile of 128, taken upwards
+    beyond = int((kept["error-bound"] * (1 + 1e-6) > bound.value).sum())
+    assert bound.rho == float(clopper_pearson_upper(beyond, 128, 1e-4))
+
+
+# ---------------------------------------------------------------- what kind of statement it is
+
+
+@pytest.mark.parametrize(("step", "guarantee"), [(None, "heuristic"), (10.0, "sound"), (7.0, "sound")])
+def test_guarantee_of_an_image_bound(step, guarantee):
+    """Sound only when all gammas are tried: a finite set of attacks. A grid of a continuum is heuristic."""
+    smoothed, threat, images = digits((3,), step=step)
+    error = ImageBound(draws=64, choose=16, points=5)
+    bound = finish(error.procedure(smoothed, threat, images[0], Stream(0, 0)))
+    assert bound.guarantee == guarantee
+    plan = FixedN(64, 64)
+    certificate = finish(JointCertifier(plan, error).procedure(smoothed, threat, images[0], Stream(0, 0)))
+    assert certificate.guarantee == guarantee
+
+
+@pytest.mark.parametrize(("step", "guarantee"), [(None, "heuristic"), (10.0, "distributional")])
+def test_guarantee_of_a_distribution_bound(step, guarantee):
+    smoothed, threat, images = digits(range(4), step=step)
+    error = DistributionBound(draws=512, points=3, rho=0.05)
+    assert error.fit(smoothed, threat, enumerate(images), 0).guarantee == guarantee
+
+
+def test_every_multiple_of_the_step_is_tried():
+    """step = s: all the multiples of s in [low, high], the ends included when they are multiples, whatever `points`."""
+    for low, high, step in ((-30, 30, 1), (-0.3, 0.3, 0.1), (-5, 20, 7), (0, 2, 0.5), (-1, 0, 0.25)):
+        gammas, exhaustive = TransformationThreat(Rotation(), low, high, step=step).parameters(2)
+        expected = [k * step for k in range(-500, 501) if low - 1e-9 <= k * step <= high + 1e-9]
+        assert exhaustive
+        np.testing.assert_allclose(gammas[:, 0], expected, rtol=1e-6, atol=1e-12)
+    gammas, exhaustive = TransformationThreat(Rotation(), -30, 10).parameters(5)
+    assert not exhaustive
+    np.testing.assert_allclose(gammas[:, 0], [-30, -20, -10, 0, 10])
+
+
+# ---------------------------------------------------------------- the distribution bound's q_E
+
+
+def fit_on(monkeypatch, rows, **arguments):
+    """DistributionBound fitted on given defects, one row an image: even rows choose E, odd rows test it."""
+    rows = np.asarray(rows, dtype=float)
+
+    def given(smoothed, threat, x, stream, stage, draws, points):
+        return rows[stream.image]
+        yield
+
+    monkeypatch.setattr(sampled, "sample_defects", given)
+    smoothed, threat, _ = digits(())
+    error = DistributionBound(draws=rows.shape[1], **arguments)
+    return error.fit(smoothed, threat, ((i, None) for i in range(len(rows))), 0)
+
+
+@pytest.mark.parametrize("passing", [0, 1, 20, 37, 40])
+def test_q_e_formula(monkeypatch, passing):
+    """E on the even images; on the odd ones q_E = (CP(passing, m, alpha) - alpha_inner) / (1 - alpha_inner), >= 0."""
+    m, draws, rho, inner = 40, 300, 0.05, 1e-3
+    rows = np.full((2 * m, draws), 0.2)
+    rows[::2] = 1.0  # the images that choose: E = 1
+    rows[1::2][passing:] = 3.0
+    bound = fit_on(monkeypatch, rows, rho=rho, alpha=1e-3, alpha_inner=inner, quantile=0.5)
+    assert bound.value == pytest.approx(1.0, rel=2e-6)
+    assert bound.rho == rho
+    expected = (clopper_pearson_lower(passing, m, 1e-3) - inner) / (1 - inner)
+    assert bound.details["q_E"] == pytest.approx(max(0.0, float(expected)), abs=1e-12)
+
+
+def test_inner_test_counts_defects_beyond_e(monkeypatch):
+    """An image passes when Clopper-Pearson's upper bound of its fraction beyond E is at most rho."""
+    m, draws, rho, inner = 40, 300, 0.05, 1e-3
+    largest = max(k for k in range(draws) if clopper_pearson_upper(k, draws, inner) <= rho)
+    assert largest >= 1
+    for beyond, passes in ((largest, m), (largest + 1, 0)):
+        rows = np.full((2 * m, draws), 1.0)
+        rows[1::2, :beyond] = 2.0
+        bound = fit_on(monkeypatch, rows, rho=rho, alpha=1e-3, alpha_inner=inner, quantile=0.5)
+        expected = max(0.0, (float(clopper_pearson_lower(passes, m, 1e-3)) - inner) / (1 - inner))
+        assert bound.details["q_E"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_q_e_covers_exactly(monkeypatch):
+    """An image is good with probability q; a bad one passes with probability alpha_inner, at worst. The number of
+    passing images is Binomial(m, q + (1 - q) alpha_inner): P(q_E > q) <= alpha, all counts enumerated."""
+    m, alpha, inner = 25, 0.05, 0.02
+    stated = []
+    for passing in range(m + 1):
+        rows = np.full((2 * m, 200), 1.0)
+        rows[1::2][passing:] = 2.0
+        bound = fit_on(monkeypatch, rows, rho=0.05, alpha=alpha, alpha_inner=inner, quantile=0.5)
+        stated.append(bound.details["q_E"])
+    for q in np.linspace(0, 1, 101):
+        mass = binom.pmf(np.arange(m + 1), m, q + (1 - q) * inner)
+        assert mass[np.array(stated) > q].sum() <= alpha
+    assert stated[-1] > 0.85
+
+
+def test_error_bounds_refuse():
+    """Too few draws for the inner test, levels out of range, an unfitted distribution bound, too few images."""
+    with pytest.raises(RequestError, match="no image can pass the inner test"):
+        DistributionBound(draws=100, rho=0.02)
+    for name in ("quantile", "rho", "alpha", "alpha_inner"):
+        with pytest.raises(RequestError, match=rf"error\.{name}"):
+            DistributionBound(**{name: 0.0})
+    for arguments in ({"draws": 1}, {"choose": 0}, {"points": 1}):
+        with pytest.raises(RequestError, match="at least 2"):
+            ImageBound(**arguments)
+    with pytest.raises(RequestError, match=r"error\.quantile"):
+        ImageBound(quantile=1.5)
+    smoothed, threat, images = digits((1, 2))
+    with pytest.raises(RequestError, match="fit the distribution bound"):
+        finish(DistributionBound().procedure(smoothed, threat, images[0], Stream(0, 0)))
+    with pytest.raises(RequestError, match=r"error\.calibration must be at least 4"):
+        DistributionBound(calibration=3)
+
+
+def test_stored_bound_is_returned_by_image():
+    records = [
+        {"index": i, "value": 0.1 * i, "rho": 0.01, "alpha": 1e-4, "guarantee": "sound", "details": {"draws": 7}}
+        for i in (4, 9)
+    ]
+    smoothed, threat, (x,) = digits([0])
+    bound = finish(StoredBound(records).procedure(smoothed, threat, x, Stream(0, 9)))
+    assert bound == Bound(0.9, 0.01, 1e-4, "sound", {"draws": 7})
