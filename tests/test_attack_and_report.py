@@ -95,12 +95,14 @@ def test_certified_accuracy_counts_correct_images_with_the_radius():
 
 
 def test_table_states_what_was_certified_and_what_it_means():
-    rows = certificate_rows(RECORDS, THREAT, "one in 2 of test")
+    rows = certificate_rows(RECORDS, THREAT, "one in 2 of test", "digits")
     assert rows["certified at 10 degrees"].startswith("0.500")
     assert rows["certified at 30 degrees"].startswith("0.250")
     assert rows["abstained"] == "1"
     assert "no proof" in rows["guarantee"]
     assert rows["images"] == "4 (one in 2 of test)"
+    assert rows["data"] == "digits"
+    assert rows["inputs"] == "pixels in [0, 1]; radii in degrees"
     assert default_radii(PixelThreat(), [record(0, 1, 1, 0.6)]) == [0, 0.25, 0.5, 0.75]
     for table in (markdown({"run": rows}), text({"run": rows})):
         assert "certified at 20 degrees" in table
@@ -126,7 +128,7 @@ def test_contradictions_are_attacks_inside_the_certified_radius():
 
 def test_figure_holds_curve_and_contact_sheet(tmp_path):
     images = {i: torch.tensor(load_digits().images[i][None] / 16, dtype=torch.float32) for i in range(4)}
-    figure = report_figure(RECORDS, THREAT, images)
+    figure = report_figure(RECORDS, THREAT, images.__getitem__)
     figure.savefig(tmp_path / "a.png")
     curve = figure.subfigs[0].axes[0].lines[0]
     radii, values = curve.get_data()
@@ -134,4 +136,4 @@ def test_figure_holds_curve_and_contact_sheet(tmp_path):
     assert np.interp(29, radii, values) == 0.25
     shown = [axes for axes in figure.subfigs[1].axes if axes.images]
     assert len(shown) == 12
-    assert report_figure(RECORDS, PixelThreat(), {}).axes
+    assert report_figure(RECORDS, PixelThreat(), images.__getitem__).axes

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import Trainer
 
 from conftest import ROOT, compose
 from gsmooth_lightning import cli
 from gsmooth_lightning.attack import worst_of_k
 from gsmooth_lightning.lit import ImageDataModule
+from gsmooth_lightning.tasks.train import FOR_TRAINER
 
 CONF = ROOT / "conf"
 GROUPS = {
@@ -127,9 +129,12 @@ def test_keys_without_targets():
     images = set(cfg.images)
     parameters = inspect.signature(ImageDataModule).parameters
     assert images - {"split"} <= set(parameters)
-    assert set(parameters) - {"dataset", "classes", "batch_size", "workers", "split"} == images - {"split"}
+    elsewhere = {"dataset", "classes", "batch_size", "augment", "workers", "split"}
+    assert set(parameters) - elsewhere == images - {"split"}
     assert set(cfg.attack) <= set(inspect.signature(worst_of_k).parameters)
-    assert set(cfg.train) == {"objective", "optimizer", "scheduler", "epochs", "batch_size", "workers"}
+    own = {"optimizer", "scheduler", "interval", "epochs", "batch_size", "ema", "patience"}
+    assert set(cfg.train) == own | set(FOR_TRAINER)
+    assert set(FOR_TRAINER) <= set(inspect.signature(Trainer).parameters)
 
 
 def test_defaults_written_twice_agree():

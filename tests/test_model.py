@@ -70,13 +70,14 @@ def test_auto_falls_back_and_says_so():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_torchvision_networks_by_name(channels):
-    network = torchvision_model("mobilenet_v3_small", channels, 7).eval()
+    statistics = ([0.5] * channels, [0.25] * channels)
+    network = torchvision_model("mobilenet_v3_small", channels, 7, *statistics).eval()
     with torch.inference_mode():
         assert network(torch.rand(2, channels, 32, 32)).shape == (2, 7)
     with pytest.raises(RequestError, match="no classifier"):
-        torchvision_model("nosuchnet", 3, 10)
+        torchvision_model("nosuchnet", 3, 10, *statistics)
     with pytest.raises(RequestError, match="channels"):
-        torchvision_model("resnet18", 2, 10)
+        torchvision_model("resnet18", 2, 10, *statistics)
 
 
 @pytest.mark.parametrize("layout", ["plain", "state_dict", "lightning"])

@@ -93,11 +93,20 @@ class SmoothedClassifier(nn.Module):
             return torch.zeros(n, 0, device=source.device)
         return self.law.sample(source, n, (self.transform.dim,))
 
-    def training_batch(self, x: Tensor) -> Tensor:
-        """One draw for each image of a batch, from torch's generator: for training the base classifier."""
-        source = TrainingSource(x.device)
-        x = self.preprocess(self.transform(x, self.draw_parameters(source, len(x)).float()))
-        return x if self.noise is None else x + self.noise.sample(source, len(x), tuple(x.shape[1:]))
+    # -------------------------------------------------- training: draws from torch's generator
+
+    def training_images(self, x: Tensor, semantic: bool = True) -> Tensor:
+        """preprocess(psi(x, theta)) with one theta for each image of a batch; theta = 0 unless `semantic`."""
+        with torch.autocast(x.device.type, enabled=False):
+            if semantic:
+                x = self.transform(x, self.draw_parameters(TrainingSource(x.device), len(x)).float())
+            return self.preprocess(x)
+
+    def training_noise(self, x: Tensor) -> Tensor:
+        """Pixel noise for a batch, shaped like it; zeros without a law of the noise."""
+        if self.noise is None:
+            return torch.zeros_like(x)
+        return self.noise.sample(TrainingSource(x.device), len(x), tuple(x.shape[1:]))
 
     # -------------------------------------------------- votes
 

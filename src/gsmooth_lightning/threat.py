@@ -9,14 +9,16 @@ from torch.nn import functional
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.transform import Transform
 
-SAVED = {"float": None, "8bit": 255}
+SAVED = {"float": (0, 1, None), "8bit": (0, 1, 255), "16bit": (-1, 1, 32768)}
+"""Format -> range of the inputs, and steps between 0 and 1: images as floats or bytes, waveforms as 16-bit samples."""
 
 
 class Threat(ABC):
-    """An attack on image files: what is done to the file, and how the result is saved.
+    """An attack on files: what is done to an image or waveform, and how the result is saved.
 
     Args:
-        saved: "8bit" (values k/255) or "float". It holds for the clean image as well.
+        saved: "8bit" (images, values k/255), "float" (images), "16bit" (waveforms, values k/32768). It holds for the
+            clean input as well.
         size: side in pixels to which images are enlarged (bicubic) before anything else; None keeps them.
     """
 
@@ -32,17 +34,24 @@ class Threat(ABC):
     @property
     def levels(self) -> int | None:
         """Steps between 0 and 1 in a saved image, None for floats."""
-        return SAVED[self.saved]
+        return SAVED[self.saved][2]
+
+    @property
+    def inputs(self) -> str:
+        """What the numbers of an input are, for tables."""
+        return "samples in [-1, 1]" if self.saved == "16bit" else "pixels in [0, 1]"
 
     def prepare(self, x: Tensor) -> Tensor:
-        """The clean images of this threat, (n, c, h, w) in [0, 1]: enlarged, clamped, saved.
+        """The clean inputs of this threat, (n, c, h, w) images or (n, c, t) waveforms: enlarged, clamped, saved.
 
         Raises:
-            RequestError: NaN or values outside [0, 1].
+            RequestError: NaN or values outside the format's range.
         """
-        if not bool(((x >= 0) & (x <= 1)).all()):
+        low, high, _ = SAVED[self.saved]
+        if not bool(((x >= low) & (x <= high)).all()):
             raise RequestError(
-                "images must hold finite values between 0 and 1; scale the data set, or repair its files"
+                f"inputs must hold finite values between {low} and {high} (threat.saved={self.saved}); scale the data "
+                "set, or repair its files"
             )
         if self.size is not None and tuple(x.shape[-2:]) != (self.size, self.size):
             x = functional.interpolate(x, size=(self.size, self.size), mode="bicubic", align_corners=False)
@@ -50,12 +59,15 @@ class Threat(ABC):
 
     def save(self, x: Tensor) -> Tensor:
         """What a viewer reads back from the saved file."""
-        x = x.clamp(0, 1)
-        return x if self.levels is None else torch.round(x * self.levels) / self.levels
+        low, high, levels = SAVED[self.saved]
+        if levels is None:
+            return x.clamp(low, high)
+        top = high - 1 / levels if low < 0 else high  # two's complement ends one step below 1
+        return (torch.round(x * levels) / levels).clamp(low, top)
 
     def _file(self) -> str:
         enlarged = f"images enlarged to {self.size}x{self.size} (bicubic), " if self.size else ""
-        return enlarged + ("saved with 8 bits" if self.saved == "8bit" else "kept as floats")
+        return enlarged + ("kept as floats" if self.saved == "float" else f"saved with {self.saved[:-3]} bits")
 
     @abstractmethod
     def describe(self) -> str:
@@ -68,7 +80,7 @@ class PixelThreat(Threat):
     unit = "l2"
 
     def describe(self) -> str:
-        return f"any change of l2 norm at most the radius (pixels in [0, 1]), {self._file()}"
+        return f"any change of l2 norm at most the radius ({self.inputs}), {self._file()}"
 
 
 class TransformationThreat(Threat):

@@ -1,19 +1,40 @@
-"""The interface of a data set."""
+"""The interface of a data set, and the two ways of holding one: in memory, or file by file."""
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
+from torchvision.transforms.v2 import functional
 
 from gsmooth_lightning.errors import RequestError
 
 SPLITS = ("train", "val", "test")
 
 
-class TensorImages(Dataset):
-    """Images that fit into memory, stored as whole steps 0..levels; items are (image in [0, 1], label, index).
+class Inputs(Dataset):
+    """Inputs with labels; items are (input, label, index). Images lie in [0, 1], waveforms in [-1, 1]."""
+
+    content_hash: str
+    """What a result says about its data: 16 hexadecimal digits."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, i: int) -> tuple[Tensor, int, int]: ...
+
+    @abstractmethod
+    def augmented(self, i: int, augment: Callable[[Any], Any]) -> tuple[Tensor, int, int]:
+        """An item whose raw input went through a random function (see the subclass for what raw means)."""
+
+
+class TensorImages(Inputs):
+    """Images that fit into memory, stored as whole steps 0..levels. Augmentation sees them as bytes, (c, h, w).
 
     Batches are cut with one indexing operation (`__getitems__`).
 
@@ -24,16 +45,12 @@ class TensorImages(Dataset):
     def __init__(self, images: Tensor, labels: Tensor, classes: int, levels: int = 255):
         if len(images) != len(labels):
             raise RequestError(f"there are {len(images)} images but {len(labels)} labels; repair the data files")
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-            raise RequestError(
-                f"labels run from {int(labels.min())} to {int(labels.max())}, but data.classes={classes} allows "
-                f"0 to {classes - 1}"
-            )
+        check_labels(labels.tolist(), classes)
         self.images, self.labels, self.levels = images, labels.long(), levels  # images: (n, c, h, w)
 
     @property
-    def content_hash(self) -> str:
-        """SHA-256 of pixels and labels, shortened: what a result says about its data."""
+    def content_hash(self) -> str:  # type: ignore[override]
+        """SHA-256 of pixels and labels, shortened."""
         content = hashlib.sha256(self.images.numpy().tobytes())
         content.update(self.labels.numpy().tobytes())
         return content.hexdigest()[:16]
@@ -42,21 +59,89 @@ class TensorImages(Dataset):
         return len(self.images)
 
     def __getitem__(self, i: int) -> tuple[Tensor, int, int]:
-        return self.images[i].float() / self.levels, int(self.labels[i]), i
+        return self.augmented(i, lambda image: image)
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor, int]]:
         images = self.images[indices].float() / self.levels
         return list(zip(images, self.labels[indices], indices, strict=True))
 
+    def augmented(self, i: int, augment: Callable[[Any], Any]) -> tuple[Tensor, int, int]:
+        return augment(self.images[i]).float() / self.levels, int(self.labels[i]), i
+
+
+class Files(Inputs):
+    """Inputs read from their files one by one, whenever they are asked for.
+
+    Args:
+        files: (path below `root`, label).
+        root: folder of all files.
+        classes: labels must be below.
+        read: path -> raw input: a PIL image, or a waveform as a tensor.
+        shape: raw input -> one of the data set's size. Augmentation takes the place of it and sees the raw input.
+
+    Raises:
+        RequestError: no files, labels outside 0..classes-1, or (when it is read) a file that is missing or damaged.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[tuple[str, int]],
+        root: str | Path,
+        classes: int,
+        read: Callable[[str], Any],
+        shape: Callable[[Any], Any],
+    ):
+        if not files:
+            raise RequestError(f"{root} holds no files for this split; check data.dataset.root")
+        check_labels([label for _, label in files], classes)
+        self.files, self.root, self.read, self.shape = list(files), Path(root), read, shape
+
+    @property
+    def content_hash(self) -> str:  # type: ignore[override]
+        """SHA-256 of names, labels and sizes in bytes of all files, shortened: reading ImageNet takes too long."""
+        content = hashlib.sha256()
+        for name, label in self.files:
+            path = self.root / name
+            if not path.is_file():
+                raise RequestError(f"{path} is missing; restore it, or unpack the data set again")
+            content.update(f"{name} {label} {path.stat().st_size}\n".encode())
+        return content.hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int, int]:
+        return self.augmented(i, self.shape)
+
+    def augmented(self, i: int, augment: Callable[[Any], Any]) -> tuple[Tensor, int, int]:
+        name, label = self.files[i]
+        path = self.root / name
+        try:
+            raw = augment(self.read(str(path)))
+        except (OSError, SyntaxError, ValueError, RuntimeError) as failure:  # what decoders raise
+            what = "is missing" if not path.exists() else f"is damaged ({str(failure).splitlines()[0]})"
+            raise RequestError(f"{path} {what}; restore it, or unpack the data set again") from failure
+        return raw if isinstance(raw, Tensor) else functional.pil_to_tensor(raw).float() / 255, label, i
+
 
 class ImageData(ABC):
     """A data set with the splits train, val and test. Certificates are made on test; val chooses; nothing overlaps."""
 
-    name: str
-
     @abstractmethod
-    def split(self, name: str, classes: int) -> Dataset:
-        """One of the splits; items are (image in [0, 1], label, index)."""
+    def split(self, name: str, classes: int) -> Inputs:
+        """One of the splits."""
+
+    def describe(self) -> str:
+        """Where its inputs come from, how they are resized and how they are split, for tables."""
+        return type(self).__name__
+
+
+def check_labels(labels: Sequence[int], classes: int) -> None:
+    """Refuses labels outside 0..classes-1."""
+    if len(labels) and not 0 <= min(labels) <= max(labels) < classes:
+        raise RequestError(
+            f"labels run from {min(labels)} to {max(labels)}, but data.classes={classes} allows 0 to {classes - 1}"
+        )
 
 
 def subset(data: Dataset, first: int | None = None, every: int = 1, indices: Sequence[int] | None = None) -> Subset:
@@ -83,3 +168,14 @@ def describe_subset(first: int | None, every: int, indices: Sequence[int] | None
         return f"{len(indices)} listed images of {split}"
     part = "all" if every == 1 else f"one in {every}"
     return f"{part} of {split}" + ("" if first is None else f", the first {first}")
+
+
+def held_out(data: TensorImages, name: str, count: int, classes: int) -> TensorImages:
+    """The training file's last `count` images as split "val", the others as "train"."""
+    part = slice(-count, None) if name == "val" else slice(0, -count)
+    return TensorImages(data.images[part], data.labels[part], classes, data.levels)
+
+
+def bytes_of(pixels: Any) -> Tensor:
+    """(n, h, w, c) bytes as torchvision keeps them -> (n, c, h, w)."""
+    return torch.as_tensor(pixels).permute(0, 3, 1, 2).contiguous()

@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import ClassVar
 
-from torch.utils.data import Dataset
 from torchvision import datasets
 
-from gsmooth_lightning.data.base import ImageData, TensorImages
+from gsmooth_lightning.data.base import ImageData, Inputs, TensorImages, held_out
 from gsmooth_lightning.errors import RequestError
 
 VALIDATION = 5000
@@ -21,13 +20,12 @@ class MNIST(ImageData):
         download: let torchvision fetch them. Off by default.
     """
 
-    name = "mnist"
     source: ClassVar[type[datasets.MNIST]] = datasets.MNIST
 
     def __init__(self, root: str, download: bool = False):
         self.root, self.download = root, download
 
-    def split(self, name: str, classes: int) -> Dataset:
+    def split(self, name: str, classes: int) -> Inputs:
         folder = Path(self.root) / self.source.__name__ / "raw"
         try:
             files = self.source(self.root, train=name != "test", download=self.download)
@@ -38,15 +36,14 @@ class MNIST(ImageData):
                 f"{folder} {what}; put the four unpacked {self.source.__name__} files there, set data.dataset.root to "
                 "the folder above, or set data.dataset.download=true"
             ) from failure
-        images, labels = files.data.unsqueeze(1), files.targets
-        if name != "test":
-            part = slice(-VALIDATION, None) if name == "val" else slice(0, -VALIDATION)
-            images, labels = images[part], labels[part]
-        return TensorImages(images, labels, classes)
+        data = TensorImages(files.data.unsqueeze(1), files.targets, classes)
+        return data if name == "test" else held_out(data, name, VALIDATION, classes)
+
+    def describe(self) -> str:
+        return f"{self.source.__name__}, 28x28; the last {VALIDATION:,} images of the training file validate"
 
 
 class FashionMNIST(MNIST):
     """Fashion-MNIST (Xiao et al. 2017): the same layout, photographs of clothes."""
 
-    name = "fashion-mnist"
     source = datasets.FashionMNIST

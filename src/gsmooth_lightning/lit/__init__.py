@@ -1,7 +1,15 @@
 """Lightning: data, training, certification."""
 
+from gsmooth_lightning.lit.callbacks import TrainingProgress
 from gsmooth_lightning.lit.certification import AttackModule, BoundModule, CertificationModule
 from gsmooth_lightning.lit.classifier import ClassifierModule
 from gsmooth_lightning.lit.datamodule import ImageDataModule
 
-__all__ = ["AttackModule", "BoundModule", "CertificationModule", "ClassifierModule", "ImageDataModule"]
+__all__ = [
+    "AttackModule",
+    "BoundModule",
+    "CertificationModule",
+    "ClassifierModule",
+    "ImageDataModule",
+    "TrainingProgress",
+]

@@ -1,24 +1,32 @@
 """Training a base classifier for the smoothing it will be certified under."""
 
+import inspect
 from collections.abc import Callable
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.threat import Threat
+from gsmooth_lightning.train import NoiseAugmentation
 
 
 class ClassifierModule(pl.LightningModule):
-    """Trains `smoothed.base` with an objective; logs loss and accuracy at one draw of the smoothing.
+    """Trains `smoothed.base` with an objective; validates it at one draw of the smoothing, whatever the objective.
+
+    Every epoch starts from a seed of its own, so that a training resumed at an epoch's end goes on as if it had never
+    stopped, and gives the same weights.
 
     Args:
         smoothed: transformation, preprocessing and laws that the network is trained under.
-        threat: prepares the images (enlargement, saved format).
-        objective: (smoothed, x, y) -> (loss, logits), e.g. `train.NoiseAugmentation`.
+        threat: prepares the inputs (enlargement, saved format).
+        objective: (smoothed, x, y, epoch) -> (loss, logits), e.g. `train.NoiseAugmentation`.
         optimizer: parameters -> optimizer.
-        scheduler: (optimizer, total_steps=...) -> learning-rate schedule, stepped every batch; or None.
+        scheduler: (optimizer) -> learning-rate schedule, or None; one that takes `total_steps` is told.
+        interval: "step" or "epoch": when the schedule moves on.
+        seed: of the order of inputs, augmentation and all draws.
     """
 
     def __init__(
@@ -28,14 +36,21 @@ class ClassifierModule(pl.LightningModule):
         objective: nn.Module,
         optimizer: Callable[..., torch.optim.Optimizer],
         scheduler: Callable[..., torch.optim.lr_scheduler.LRScheduler] | None = None,
+        interval: str = "step",
+        seed: int = 0,
     ):
         super().__init__()
-        self.smoothed, self.threat, self.objective = smoothed, threat, objective
-        self.optimizer, self.scheduler = optimizer, scheduler
+        self.smoothed, self.threat, self.objective, self.seed = smoothed, threat, objective, seed
+        self.optimizer, self.scheduler, self.interval = optimizer, scheduler, interval
+        self.validation = NoiseAugmentation()
 
-    def _step(self, batch: tuple[Tensor, Tensor, Tensor], stage: str) -> Tensor:
+    def on_train_epoch_start(self) -> None:
+        words = np.random.SeedSequence((self.seed, self.current_epoch, self.global_rank)).generate_state(1, np.uint64)
+        torch.manual_seed(int(words[0]))
+
+    def _step(self, objective: nn.Module, batch: tuple[Tensor, Tensor, Tensor], stage: str) -> Tensor:
         x, y, _ = batch
-        loss, logits = self.objective(self.smoothed, self.threat.prepare(x), y)
+        loss, logits = objective(self.smoothed, self.threat.prepare(x), y, self.current_epoch)
         accuracy = (logits.argmax(1) == y).float().mean()
         self.log_dict(
             {f"{stage}/loss": loss, f"{stage}/accuracy": accuracy},
@@ -47,14 +62,19 @@ class ClassifierModule(pl.LightningModule):
         return loss
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self._step(batch, "train")
+        return self._step(self.objective, batch, "train")
 
     def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
-        self._step(batch, "val")
+        self._step(self.validation, batch, "val")
 
     def configure_optimizers(self):
+        return self.optimisation(int(self.trainer.estimated_stepping_batches))
+
+    def optimisation(self, total_steps: int) -> dict:
+        """Optimizer and schedule for so many steps, as Lightning takes them."""
         optimizer = self.optimizer(self.smoothed.base.parameters())
         if self.scheduler is None:
-            return optimizer
-        schedule = self.scheduler(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+            return {"optimizer": optimizer}
+        told = "total_steps" in inspect.signature(self.scheduler).parameters
+        schedule = self.scheduler(optimizer, **({"total_steps": total_steps} if told else {}))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": self.interval}}

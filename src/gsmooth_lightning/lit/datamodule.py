@@ -1,17 +1,21 @@
 """Any `ImageData` as a LightningDataModule."""
 
-from collections.abc import Collection, Sequence
+import os
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import pytorch_lightning as pl
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from gsmooth_lightning.data import ImageData, subset
+from gsmooth_lightning.data import Files, ImageData, Inputs, subset
 from gsmooth_lightning.errors import RequestError
+
+MOST_WORKERS = 8
 
 
 class ImageDataModule(pl.LightningDataModule):
-    """Train, val and predict loaders; items are (image in [0, 1], label, index).
+    """Train, val and predict loaders; items are (input, label, index).
 
     Predict visits a deterministic subset of one split, without the images that are done already.
 
@@ -19,7 +23,8 @@ class ImageDataModule(pl.LightningDataModule):
         dataset: where images come from.
         classes: number of classes; labels outside are refused.
         batch_size: of training and validation.
-        workers: loader processes; 0 is fastest for data sets in memory.
+        augment: random function of a raw training input (see `data.Inputs.augmented`), or None.
+        workers: loader processes; None: none for data in memory, one a core (8 at most) for data in files.
         split, first, every, indices: what predict visits (see `data.subset`); indices count within the split.
         in_flight: images in one predict batch.
     """
@@ -31,7 +36,8 @@ class ImageDataModule(pl.LightningDataModule):
         dataset: ImageData,
         classes: int,
         batch_size: int = 128,
-        workers: int = 0,
+        augment: Callable[[Any], Any] | None = None,
+        workers: int | None = None,
         split: str = "test",
         first: int | None = None,
         every: int = 1,
@@ -41,13 +47,14 @@ class ImageDataModule(pl.LightningDataModule):
         super().__init__()
         if batch_size < 1 or in_flight < 1:
             raise RequestError(f"batch_size and in_flight must be at least 1, got {batch_size} and {in_flight}")
-        self.dataset, self.classes, self.batch_size, self.workers = dataset, classes, batch_size, workers
+        self.dataset, self.classes, self.batch_size = dataset, classes, batch_size
+        self.augment, self.workers = augment, workers
         self.split_name, self.first, self.every, self.indices = split, first, every, indices
         self.in_flight = in_flight
         self.done: Collection[int] = ()
-        self._splits: dict[str, Dataset] = {}
+        self._splits: dict[str, Inputs] = {}
 
-    def split(self, name: str) -> Dataset:
+    def split(self, name: str) -> Inputs:
         """A split, read once."""
         if name not in self._splits:
             self._splits[name] = self.dataset.split(name, self.classes)
@@ -58,23 +65,41 @@ class ImageDataModule(pl.LightningDataModule):
         """The images that predict visits in the end, done or not."""
         return subset(self.split(self.split_name), self.first, self.every, self.indices)
 
-    def images_by_index(self) -> dict[int, Tensor]:
-        """The visited images, (c, h, w), as the data set has them."""
-        visited = self.visited
-        return {visited.indices[k]: visited[k][0] for k in range(len(visited))}
+    def image(self, i: int) -> Tensor:
+        """Input i of the visited split."""
+        return self.split(self.split_name)[i][0]
 
-    def _loader(self, data: Dataset, size: int, shuffle: bool = False) -> DataLoader:
-        return DataLoader(
-            data, batch_size=size, shuffle=shuffle, num_workers=self.workers, persistent_workers=self.workers > 0
-        )
+    def _loader(self, source: Inputs, data: Dataset, size: int, shuffle: bool = False) -> DataLoader:
+        workers = self.workers if self.workers is not None else (_cores() if isinstance(source, Files) else 0)
+        return DataLoader(data, batch_size=size, shuffle=shuffle, num_workers=workers, persistent_workers=workers > 0)
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader(self.split("train"), self.batch_size, shuffle=True)
+        source = self.split("train")
+        data = source if self.augment is None else Augmented(source, self.augment)
+        return self._loader(source, data, self.batch_size, shuffle=True)
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(self.split("val"), self.batch_size)
+        return self._loader(self.split("val"), self.split("val"), self.batch_size)
 
     def predict_dataloader(self) -> DataLoader:
         visited = self.visited
         todo = [i for i in visited.indices if i not in self.done]
-        return self._loader(Subset(visited.dataset, todo), self.in_flight)
+        return self._loader(self.split(self.split_name), Subset(visited.dataset, todo), self.in_flight)
+
+
+class Augmented(Dataset):
+    """A split with a random function on every raw input."""
+
+    def __init__(self, source: Inputs, augment: Callable[[Any], Any]):
+        self.source, self.augment = source, augment
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int, int]:
+        return self.source.augmented(i, self.augment)
+
+
+def _cores() -> int:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, MOST_WORKERS)

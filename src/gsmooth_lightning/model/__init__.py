@@ -1,8 +1,22 @@
 """Base networks, and the optimised copy that is certified."""
 
+from gsmooth_lightning.model.audio import MFCCNet
 from gsmooth_lightning.model.checkpoint import file_hash, load_weights
 from gsmooth_lightning.model.cnn import SmallCNN
 from gsmooth_lightning.model.fused import fused
-from gsmooth_lightning.model.pretrained import Normalize, torchvision_model
+from gsmooth_lightning.model.pretrained import Normalize, timm_model, torchvision_model
+from gsmooth_lightning.model.resnet import CifarResNet, cifar_resnet, small_resnet18
 
-__all__ = ["Normalize", "SmallCNN", "file_hash", "fused", "load_weights", "torchvision_model"]
+__all__ = [
+    "CifarResNet",
+    "MFCCNet",
+    "Normalize",
+    "SmallCNN",
+    "cifar_resnet",
+    "file_hash",
+    "fused",
+    "load_weights",
+    "small_resnet18",
+    "timm_model",
+    "torchvision_model",
+]

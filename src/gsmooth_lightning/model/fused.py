@@ -97,7 +97,7 @@ class ChannelsLast(nn.Module):
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(x.contiguous(memory_format=torch.channels_last))
+        return self.network(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x)
 
 
 def _difference(network: nn.Module, fast: nn.Module, example: Tensor) -> float:

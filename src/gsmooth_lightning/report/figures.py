@@ -1,6 +1,6 @@
 """Pictures of what was certified."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import numpy as np
@@ -15,24 +15,24 @@ INK, BLUE, RED = "#222222", "#2166ac", "#b2182b"
 
 
 def report_figure(
-    records: Sequence[Record], threat: Threat, images: dict[int, Tensor], attacked: Sequence[Record] = ()
+    records: Sequence[Record], threat: Threat, image: Callable[[int], Tensor], attacked: Sequence[Record] = ()
 ) -> Figure:
     """The certified-accuracy curve, beside a contact sheet of images turned to their certified parameters.
 
     Args:
         records: certificates.
         threat: of the certificates.
-        images: clean images of the data set by index, (c, h, w), for the contact sheet.
+        image: index -> clean image of the data set, (c, h, w), for the contact sheet.
         attacked: records of an attack on the same images.
     """
-    if not isinstance(threat, TransformationThreat) or not images:
+    if not isinstance(threat, TransformationThreat):
         figure = Figure(figsize=(6.4, 4.8), layout="constrained", facecolor="white")
         _curve(figure, records, threat, attacked)
         return figure
     figure = Figure(figsize=(12, 5.4), layout="constrained", facecolor="white")
     left, right = cast(np.ndarray, figure.subfigures(1, 2, width_ratios=(1.15, 1)))
     _curve(left, records, threat, attacked)
-    _contact_sheet(right, records, threat, images)
+    _contact_sheet(right, records, threat, image)
     return figure
 
 
@@ -64,17 +64,16 @@ def _curve(figure, records: Sequence[Record], threat: Threat, attacked: Sequence
 
 
 def _contact_sheet(
-    figure, records: Sequence[Record], threat: TransformationThreat, images: dict[int, Tensor], columns: int = 8
+    figure, records: Sequence[Record], threat: TransformationThreat, image: Callable[[int], Tensor], columns: int = 8
 ) -> None:
     """Two rows of images: each turned to one end of its certified range, clean, and turned to the other end."""
-    shown = [r for r in records if r["index"] in images]
-    shown = [shown[i] for i in np.unique(np.linspace(0, len(shown) - 1, 2 * columns).astype(int))] if shown else []
+    shown = [records[i] for i in np.unique(np.linspace(0, len(records) - 1, 2 * columns).astype(int))]
     axes = figure.subplots(6, columns, squeeze=False)
     figure.suptitle(f"turned to the ends of the certified range ({threat.unit})", fontsize=11)
     for cell in axes.flat:
         cell.axis("off")
     for k, record in enumerate(shown):
-        clean = threat.prepare(images[record["index"]][None])
+        clean = threat.prepare(image(record["index"])[None])
         top, column = 3 * (k // columns), k % columns
         good = record["prediction"] == record["label"]
         name = "abstained" if record["prediction"] == -1 else f"{record['prediction']}"

@@ -34,7 +34,7 @@ def share(hits: int, n: int) -> str:
 
 
 def certificate_rows(
-    records: Sequence[Record], threat: Threat, images: str, radii: Sequence[float] | None = None
+    records: Sequence[Record], threat: Threat, images: str, source: str, radii: Sequence[float] | None = None
 ) -> dict[str, str]:
     """The lines of a run's table, in order."""
     n = len(records)
@@ -42,6 +42,8 @@ def certificate_rows(
     correct = [r for r in records if r["prediction"] == r["label"]]
     rows = {
         "images": f"{n} ({images})",
+        "data": source,
+        "inputs": f"{threat.inputs}; radii in {threat.unit}",
         "base accuracy (no noise, no attack)": share(sum(r["base"] == r["label"] for r in records), n),
         "smoothed accuracy (most votes)": share(sum(int(np.argmax(r["selection"])) == r["label"] for r in records), n),
         "abstained": str(sum(r["prediction"] == -1 for r in records)),
@@ -62,7 +64,7 @@ def certificate_rows(
         "alpha an image": f"{alpha:g} (of {n} images at most {n * alpha:.2g} false certificates expected)",
         "threat": threat.describe(),
         "guarantee": "; ".join(f"{g}: {MEANING[g]}" for g in guarantee),
-        "pixels": "in [0, 1]; intervals: 95 % over images",
+        "intervals": "95 % over images",
     }
     return rows
 
@@ -93,17 +95,22 @@ def contradictions(attacked: Record, certificate: Record) -> int:
     )
 
 
-def bound_rows(records: Sequence[Record]) -> dict[str, str]:
+def bound_rows(records: Sequence[Record], threat: Threat, images: str, source: str) -> dict[str, str]:
     """Quantiles of the error bounds of a run, in units of the pixel noise's sigma."""
     values, rho = np.array([r["value"] for r in records]), np.array([r["rho"] for r in records])
     largest = np.array([r["details"].get("largest", np.nan) for r in records])
-    rows = {"images": str(len(records))}
+    rows = {
+        "images": f"{len(records)} ({images})",
+        "data": source,
+        "inputs": f"{threat.inputs}; E in units of the noise's sigma",
+    }
     for level in (0.5, 0.9, 0.99, 1.0):
         rows[f"E, {level:.0%} quantile over images"] = f"{np.quantile(values, level):.4f}"
     rows |= {
         "largest defect seen": f"{largest.max():.4f}",
         "rho, median and largest": f"{np.median(rho):.4g}, {rho.max():.4g}",
         "alpha_E an image": f"{max(r['alpha'] for r in records):g}",
+        "threat": threat.describe(),
         "guarantee": "; ".join(f"{g}: {MEANING[g]}" for g in sorted({r["guarantee"] for r in records})),
         "seconds an image": f"{np.mean([r['seconds'] for r in records]):.3f}",
     }

@@ -1,6 +1,6 @@
 """What a run shows on a Weights & Biases dashboard."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import wandb
@@ -14,7 +14,9 @@ from gsmooth_lightning.threat import Threat, TransformationThreat
 COLUMNS = ("index", "label", "base", "prediction", "radius", "guarantee", "pa", "evaluations", "seconds")
 
 
-def log_certificates(logger: WandbLogger, records: Sequence[Record], threat: Threat, images: dict[int, Tensor]) -> None:
+def log_certificates(
+    logger: WandbLogger, records: Sequence[Record], threat: Threat, image: Callable[[int], Tensor]
+) -> None:
     """Logs the certified-accuracy curve, a table of certificates and the contact sheet."""
     end = threat.clip(np.inf) if isinstance(threat, TransformationThreat) else max(r["radius"] for r in records)
     radii = np.linspace(0, end, 61)
@@ -25,6 +27,6 @@ def log_certificates(logger: WandbLogger, records: Sequence[Record], threat: Thr
             "certified_accuracy": wandb.Table(
                 columns=["radius", "accuracy", "low", "high"], data=list(map(list, curve))
             ),
-            "report": wandb.Image(report_figure(records, threat, images)),
+            "report": wandb.Image(report_figure(records, threat, image)),
         }
     )

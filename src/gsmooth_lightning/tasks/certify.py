@@ -41,7 +41,7 @@ def certify(cfg: DictConfig) -> Path:
         if isinstance(run.trainer.logger, WandbLogger):
             from gsmooth_lightning.report.wandb import log_certificates  # wandb is not on every cluster
 
-            log_certificates(run.trainer.logger, records, run.threat, run.data.images_by_index())
+            log_certificates(run.trainer.logger, records, run.threat, run.data.image)
     return run.folder
 
 

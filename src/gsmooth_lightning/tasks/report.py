@@ -30,7 +30,8 @@ def show(stores: Sequence[str | Path], radii: Sequence[float] | None = None, out
     certified_with: DictConfig | None = None
     name = ""
     for folder in map(Path, stores):
-        kind, records = read_identity(folder)["command"], read(folder)
+        identity, records = read_identity(folder), read(folder)
+        kind, source = identity["command"], identity.get("source", "")
         if kind not in ("certify", "attack", "bound"):
             raise RequestError(f"{folder} is a {kind} run; name folders written by certify, bound or attack")
         if not records:
@@ -39,22 +40,30 @@ def show(stores: Sequence[str | Path], radii: Sequence[float] | None = None, out
         threat, images = instantiate(settings.threat), images_in_words(settings)
         if kind == "certify":
             certificates, certified_with, name = records, settings, folder.name
-            columns[name] = certificate_rows(records, threat, images, radii)
+            columns[name] = certificate_rows(records, threat, images, source, radii)
         elif kind == "attack":
             attacked, name = records, name or folder.name
-            columns.setdefault(name, {"images": f"{len(records)} ({images})", "threat": threat.describe()})
+            columns.setdefault(
+                name,
+                {
+                    "images": f"{len(records)} ({images})",
+                    "data": source,
+                    "inputs": f"{threat.inputs}; parameters in {threat.unit}",
+                    "threat": threat.describe(),
+                },
+            )
             columns[name] |= attack_rows(records, certificates)
         else:
-            columns[folder.name] = bound_rows(records) | {"threat": threat.describe()}
+            columns[folder.name] = bound_rows(records, threat, images, source)
     target = Path(out) if out is not None else Path(stores[-1])
     written = [target / "report.md"]
     try:
         target.mkdir(parents=True, exist_ok=True)
         written[0].write_text(markdown(columns) + "\n")
         if certified_with is not None:
-            shown = data_module(certified_with).images_by_index()
+            data = data_module(certified_with)
             written.append(target / "report.png")
-            figure = report_figure(certificates, instantiate(certified_with.threat), shown, attacked)
+            figure = report_figure(certificates, instantiate(certified_with.threat), data.image, attacked)
             figure.savefig(written[-1], dpi=150)
     except OSError as failure:
         raise RequestError(f"cannot write the report to {target} ({failure.strerror}); set out=FOLDER") from failure

@@ -68,9 +68,12 @@ def check_numbers(cfg: DictConfig) -> None:
     """Refuses numbers of the wrong kind before anything is read or computed."""
     numbers = {"seed": (cfg.seed, 0), "block": (cfg.block, 2), "images.every": (cfg.images.every, 1)}
     numbers |= {"images.in_flight": (cfg.images.in_flight, 1), "train.epochs": (cfg.train.epochs, 1)}
-    numbers |= {"train.batch_size": (cfg.train.batch_size, 1), "train.workers": (cfg.train.workers, 0)}
+    numbers |= {"train.batch_size": (cfg.train.batch_size, 1)}
+    numbers |= {"train.accumulate_grad_batches": (cfg.train.accumulate_grad_batches, 1)}
     if cfg.images.first is not None:
         numbers["images.first"] = (cfg.images.first, 1)
+    if cfg.data.workers is not None:
+        numbers["data.workers"] = (cfg.data.workers, 0)
     for name, (value, least) in numbers.items():
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**32:
             raise RequestError(f"{name} must be a whole number, at least {least}, got {value!r}")
@@ -100,9 +103,10 @@ def data_module(cfg: DictConfig) -> ImageDataModule:
     split = images.pop("split")
     if split not in ("train", "val", "test"):
         raise RequestError(f"images.split must be train, val or test, got {split!r}")
-    source = instantiate(cfg.data.dataset)
+    source, augment = instantiate(cfg.data.dataset), instantiate(cfg.data.augment)
+    size = cfg.train.batch_size
     try:
-        return ImageDataModule(source, cfg.data.classes, cfg.train.batch_size, cfg.train.workers, split, **images)
+        return ImageDataModule(source, cfg.data.classes, size, augment, cfg.data.workers, split, **images)
     except TypeError as failure:
         raise RequestError(f"images: {failure}; correct the options of images") from failure
 
@@ -139,8 +143,11 @@ def versions() -> dict[str, str]:
 
 
 def identity_of(cfg: DictConfig, groups: tuple[str, ...]) -> dict[str, Any]:
-    """The groups as they decide results: where files lie does not count (their content does)."""
+    """The groups as they decide results: where files lie does not count (their content does), nor how they are read;
+    augmentation counts for training alone."""
     identity = {key: plain(cfg[key]) for key in groups}
+    for reading in ("workers", "augment"):
+        identity["data"].pop(reading)
     for place in ("root", "download"):
         identity["data"]["dataset"].pop(place, None)
     return identity
@@ -170,20 +177,22 @@ def prepare(cfg: DictConfig, command: str, groups: tuple[str, ...]) -> Run:
     trainer = make_trainer(cfg, enable_checkpointing=False, inference_mode=True)
     device = trainer.strategy.root_device
     smoothed = smoothed_classifier(cfg, network.to(device)).to(device)
+    shape = threat.prepare(visited[0][0][None]).shape[1:]
     with torch.inference_mode():
-        example = torch.rand(cfg.block, cfg.data.channels, cfg.data.size, cfg.data.size, device=device)
+        example = torch.rand(cfg.block, *shape, device=device)
     smoothed.base, backend = fused(network, example, cfg.backend)
     if "error" in groups and cfg.error is not None and "calibration" in cfg.error:
         if cfg.images.split == "train":
             raise RequestError("error=distribution calibrates on training images; certify images.split=test or val")
-        calibration = data.split("train").content_hash  # type: ignore[attr-defined]
+        calibration = data.split("train").content_hash
     else:
         calibration = None
     identity = {
         "command": command,
         "calibration": calibration,
         **identity_of(cfg, (*CLASSIFIER, *groups)),
-        "images": f"{cfg.images.split} {visited.dataset.content_hash}",  # type: ignore[attr-defined]
+        "images": f"{cfg.images.split} {data.split(cfg.images.split).content_hash}",
+        "source": data.dataset.describe(),
         "checkpoint": file_hash(cfg.checkpoint),
         "block": cfg.block,
         "backend": backend,

@@ -2,14 +2,17 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from torch import nn
+from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 
 from gsmooth_lightning.errors import RequestError
-from gsmooth_lightning.lit import ClassifierModule
+from gsmooth_lightning.lit import ClassifierModule, TrainingProgress
+from gsmooth_lightning.model import file_hash, load_weights
 from gsmooth_lightning.tasks.launch import command
 from gsmooth_lightning.tasks.setup import (
     CLASSIFIER,
@@ -18,50 +21,129 @@ from gsmooth_lightning.tasks.setup import (
     identity_of,
     make_trainer,
     open_store,
+    plain,
     run_folder,
     seeded_network,
     smoothed_classifier,
     versions,
 )
 
+FOR_TRAINER = ("precision", "accumulate_grad_batches", "gradient_clip_val")
+"""Options of Lightning's trainer that change the weights: they stand in `train` and count for a run's identity."""
+
+RESUME, BEST = "resume", "best"
+"""Checkpoints that a running training keeps: its last epoch's end, and the lowest validation loss."""
+
 
 def train(cfg: DictConfig) -> Path:
-    """Trains and returns the checkpoint; a run that is finished already is not repeated."""
+    """Trains and returns the checkpoint; an interrupted run goes on, and a finished one is not repeated.
+
+    With `checkpoint` the network starts from those weights.
+    """
     check_numbers(cfg)
-    identity = {"command": "train", **identity_of(cfg, (*CLASSIFIER, "train")), "versions": versions()}
+    check_training(cfg)
+    identity = {
+        "command": "train",
+        **identity_of(cfg, (*CLASSIFIER, "objective", "train")),
+        "augment": plain(cfg.data.augment),
+        "start": None if cfg.checkpoint is None else file_hash_of(cfg.checkpoint),
+        "versions": versions(),
+    }
     folder = run_folder(cfg, "train", identity)
     checkpoint = folder / "classifier.ckpt"
-    trainer = make_trainer(cfg, max_epochs=cfg.train.epochs, enable_checkpointing=False)
+    keepers = keep_checkpoints(cfg, folder)
+    options = {key: cfg.train[key] for key in FOR_TRAINER}
+    trainer = make_trainer(cfg, max_epochs=cfg.train.epochs, callbacks=[*keepers, *callbacks(cfg)], **options)
     data = data_module(cfg)
     network = seeded_network(cfg)
+    if cfg.checkpoint is not None:
+        load_weights(network, cfg.checkpoint)
     module = ClassifierModule(
         smoothed_classifier(cfg, network),
         instantiate(cfg.threat),
-        instantiate(cfg.train.objective),
+        instantiate(cfg.objective),
         instantiate(cfg.train.optimizer),
         instantiate(cfg.train.scheduler),
+        cfg.train.interval,
+        cfg.seed,
     )
-    check_optimisation(module, network)
-    data.split("train")  # a missing file is reported before a folder is made
+    check_optimisation(module)
+    for split in ("train", "val"):  # a missing file is reported before a folder is made
+        data.split(split)
     with open_store(cfg, folder, identity, trainer):
         if checkpoint.exists():
             print(f"already trained: {checkpoint}")
             return checkpoint
-        pl.seed_everything(cfg.seed, verbose=False)
-        trainer.fit(module, data)
+        last = folder / f"{RESUME}.ckpt"
+        try:
+            trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
+        except (OSError, RuntimeError) as failure:
+            raise unwritable(failure, folder) or failure from failure
+        best = folder / f"{BEST}.ckpt"
+        if best.exists():
+            module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
         save(trainer, checkpoint)
+        for temporary in (last, best):
+            temporary.unlink(missing_ok=True)
     print(f"trained: {checkpoint}")
     return checkpoint
 
 
-def check_optimisation(module: ClassifierModule, network: nn.Module) -> None:
+def keep_checkpoints(cfg: DictConfig, folder: Path) -> list[pl.Callback]:
+    """Checkpoints of a running training (Lightning replaces them whole or not at all)."""
+    keep: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "save_on_train_epoch_end": True}
+    keepers: list[pl.Callback] = [ModelCheckpoint(filename=RESUME, **keep)]
+    if cfg.train.patience is not None:
+        keepers.append(ModelCheckpoint(filename=BEST, monitor="val/loss", **keep))
+    return keepers
+
+
+def callbacks(cfg: DictConfig) -> list[pl.Callback]:
+    """The progress bar, the average of the weights and early stopping, as configured."""
+    chosen: list[pl.Callback] = []
+    if cfg.trainer.enable_progress_bar:
+        chosen.append(TrainingProgress())
+    if cfg.train.ema is not None:
+        chosen.append(EMAWeightAveraging(decay=cfg.train.ema))
+    if cfg.train.patience is not None:
+        chosen.append(EarlyStopping("val/loss", patience=cfg.train.patience))
+    return chosen
+
+
+def check_training(cfg: DictConfig) -> None:
+    """Refuses training options that make no sense, before any work."""
+    for key in FOR_TRAINER:
+        if key in cfg.trainer:
+            raise RequestError(f"trainer.{key} changes the weights; set train.{key} instead")
+    ema, patience, interval = cfg.train.ema, cfg.train.patience, cfg.train.interval
+    if ema is not None and not (isinstance(ema, float) and 0 < ema < 1):
+        raise RequestError(f"train.ema must lie between 0 and 1, or be null, got {ema!r}")
+    if patience is not None and not (isinstance(patience, int) and patience >= 1):
+        raise RequestError(f"train.patience must be a whole number of epochs from 1 on, or null, got {patience!r}")
+    if interval not in ("step", "epoch"):
+        raise RequestError(f"train.interval must be step or epoch, got {interval!r}")
+
+
+def check_optimisation(module: ClassifierModule) -> None:
     """Builds the optimizer and the schedule once, so that a wrong option is refused before any work."""
     try:
-        optimizer = module.optimizer(network.parameters())
-        if module.scheduler is not None:
-            module.scheduler(optimizer, total_steps=10)
+        module.optimisation(10)
     except (TypeError, ValueError) as failure:
         raise RequestError(f"train.optimizer or train.scheduler: {failure}; correct their options") from failure
+
+
+def file_hash_of(checkpoint: str) -> str:
+    if not Path(checkpoint).is_file():
+        raise RequestError(f"there is no checkpoint at {checkpoint}; correct checkpoint=..., or leave it out")
+    return file_hash(checkpoint)
+
+
+def unwritable(failure: Exception, folder: Path) -> RequestError | None:
+    """A full disk as the user's sentence: torch's writer turns it into a RuntimeError. None: something else."""
+    reason = str(failure).splitlines()[0] if str(failure) else ""
+    if isinstance(failure, RequestError) or not (isinstance(failure, OSError) or "PytorchStreamWriter" in reason):
+        return None
+    return RequestError(f"cannot write to {folder} ({reason}); free space, and the same command goes on")
 
 
 def save(trainer: pl.Trainer, checkpoint: Path) -> None:
@@ -70,10 +152,9 @@ def save(trainer: pl.Trainer, checkpoint: Path) -> None:
     try:
         trainer.save_checkpoint(temporary, weights_only=True)
         os.replace(temporary, checkpoint)
-    except (OSError, RuntimeError) as failure:  # torch's writer turns a full disk into a RuntimeError
+    except (OSError, RuntimeError) as failure:
         temporary.unlink(missing_ok=True)
-        reason = str(failure).splitlines()[0]
-        raise RequestError(f"cannot write {checkpoint} ({reason}); free space and train again") from failure
+        raise unwritable(failure, checkpoint.parent) or failure from failure
 
 
 def main() -> None:

@@ -1,5 +1,7 @@
-"""Training objectives for base classifiers."""
+"""Training objectives for base classifiers: (smoothed, x, y, epoch) -> (loss, logits)."""
 
+from gsmooth_lightning.train.adversarial import AdversarialTraining
 from gsmooth_lightning.train.noise import NoiseAugmentation
+from gsmooth_lightning.train.smoothadv import SmoothAdv
 
-__all__ = ["NoiseAugmentation"]
+__all__ = ["AdversarialTraining", "NoiseAugmentation", "SmoothAdv"]

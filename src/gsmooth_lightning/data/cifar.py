@@ -1,0 +1,92 @@
+"""CIFAR-10 and CIFAR-100 through torchvision, and CIFAR-10-C."""
+
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torchvision import datasets
+
+from gsmooth_lightning.data.base import ImageData, Inputs, TensorImages, bytes_of, held_out
+from gsmooth_lightning.errors import RequestError
+
+VALIDATION = 5000
+"""The last images of the training batches are the validation split."""
+
+SEVERITIES = 5
+
+
+class CIFAR10(ImageData):
+    """50,000 / 10,000 colour images of 32x32 (Krizhevsky 2009).
+
+    Args:
+        root: folder that holds `cifar-10-batches-py` with the batches as published (their MD5s are checked).
+        download: let torchvision fetch them. Off by default.
+    """
+
+    source: ClassVar[type[datasets.CIFAR10]] = datasets.CIFAR10
+
+    def __init__(self, root: str, download: bool = False):
+        self.root, self.download = root, download
+
+    def split(self, name: str, classes: int) -> Inputs:
+        try:
+            files = self.source(self.root, train=name != "test", download=self.download)
+        except Exception as failure:  # torchvision raises what its reader happens to stumble over
+            raise RequestError(
+                f"{Path(self.root) / self.source.base_folder} does not hold the batches, or a batch is damaged "
+                f"({str(failure).splitlines()[0]}); unpack the python version there, set data.dataset.root to the "
+                "folder above, or set data.dataset.download=true"
+            ) from failure
+        data = TensorImages(bytes_of(files.data), torch.tensor(files.targets), classes)
+        return data if name == "test" else held_out(data, name, VALIDATION, classes)
+
+    def describe(self) -> str:
+        return f"{self.source.__name__}, 32x32; the last {VALIDATION:,} images of the training batches validate"
+
+
+class CIFAR100(CIFAR10):
+    """CIFAR-100 with its 100 fine labels: `cifar-100-python`."""
+
+    source = datasets.CIFAR100
+
+
+class CIFAR10C(ImageData):
+    """CIFAR-10-C (Hendrycks & Dietterich 2019): the test images of CIFAR-10 under one corruption. A test split only.
+
+    Args:
+        root: folder that holds `CIFAR-10-C` with `labels.npy` and one array of 50,000 images a corruption.
+        corruption: name of the array's file, e.g. "gaussian_blur".
+        severity: 1 to 5.
+    """
+
+    def __init__(self, root: str, corruption: str, severity: int):
+        if severity not in range(1, SEVERITIES + 1):
+            raise RequestError(f"data.dataset.severity must be 1 to {SEVERITIES}, got {severity!r}")
+        self.root, self.corruption, self.severity = root, corruption, severity
+
+    def split(self, name: str, classes: int) -> Inputs:
+        if name != "test":
+            raise RequestError("CIFAR-10-C has a test split only; train on data=cifar10 and use images.split=test")
+        folder = Path(self.root) / "CIFAR-10-C"
+        try:
+            pixels = np.load(folder / f"{self.corruption}.npy", mmap_mode="r")
+            labels = np.load(folder / "labels.npy")
+            size = len(labels) // SEVERITIES
+            if len(pixels) != len(labels) or len(labels) % SEVERITIES:
+                raise ValueError(f"{len(pixels)} images, {len(labels)} labels, {SEVERITIES} severities")
+        except FileNotFoundError as failure:
+            known = sorted(path.stem for path in folder.glob("*.npy") if path.stem != "labels")
+            raise RequestError(
+                f"{failure.filename} is missing; unpack CIFAR-10-C below data.dataset.root, or choose "
+                f"data.dataset.corruption from {', '.join(known) or 'its files'}"
+            ) from failure
+        except (OSError, ValueError) as failure:
+            raise RequestError(
+                f"{folder}/{self.corruption}.npy is damaged ({failure}); unpack CIFAR-10-C again"
+            ) from failure
+        part = slice((self.severity - 1) * size, self.severity * size)
+        return TensorImages(bytes_of(np.array(pixels[part])), torch.tensor(labels[part]), classes)
+
+    def describe(self) -> str:
+        return f"CIFAR-10-C, 32x32, corruption {self.corruption} at severity {self.severity}"

@@ -1,0 +1,131 @@
+"""Any folder of images, ImageNet and Restricted ImageNet, through torchvision's ImageFolder."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from torchvision import datasets
+from torchvision.datasets.folder import default_loader
+from torchvision.transforms import v2
+
+from gsmooth_lightning.data.base import Files, ImageData, Inputs
+from gsmooth_lightning.errors import RequestError
+
+RESTRICTED = {
+    "dog": (151, 268),
+    "cat": (281, 285),
+    "frog": (30, 32),
+    "turtle": (33, 37),
+    "bird": (80, 100),
+    "primate": (365, 382),
+    "fish": (389, 397),
+    "crab": (118, 121),
+    "insect": (300, 319),
+}
+"""Super-classes of Restricted ImageNet as ranges of ImageNet's classes, ends included (Tsipras et al. 2019)."""
+
+
+class ImageFolder(ImageData):
+    """Images in one folder a class: `root/train/CLASS/*`, `root/val/CLASS/*`, `root/test/CLASS/*`.
+
+    Without a folder `val`, one training image in `validation` validates. Without a folder `test` and `train`, all the
+    classes of `root` are the test split.
+
+    Args:
+        root: the folder.
+        size: side of the images after a centre crop.
+        resize: length of the shorter side before the crop; by default `size`.
+        validation: see above.
+        test: name of the folder of test images.
+    """
+
+    def __init__(self, root: str, size: int, resize: int | None = None, validation: int = 10, test: str = "test"):
+        self.root, self.size, self.resize = Path(root), size, resize or size
+        if self.resize < size:
+            raise RequestError(f"data.dataset.resize={self.resize} must not be below the crop of data.size={size}")
+        self.validation, self.test = validation, test
+
+    def split(self, name: str, classes: int) -> Inputs:
+        folder, part = self._place(name)
+        try:
+            listed = datasets.ImageFolder(folder)
+        except (FileNotFoundError, OSError) as failure:
+            raise RequestError(
+                f"{folder} is not a folder with one folder of images for each class ({failure}); set data.dataset.root"
+            ) from failure
+        files = [
+            (str(Path(path).relative_to(folder)), label)
+            for path, label in zip(
+                (path for path, _ in listed.samples),
+                self.labels([listed.classes[k] for _, k in listed.samples], listed.classes),
+                strict=True,
+            )
+            if label is not None
+        ]
+        if part is not None:
+            files = [file for i, file in enumerate(files) if (i % self.validation == 0) == (part == "val")]
+        shape = v2.Compose([v2.Resize(self.resize), v2.CenterCrop(self.size)])
+        return Files(files, folder, classes, default_loader, shape)
+
+    def _place(self, name: str) -> tuple[Path, str | None]:
+        """Folder of a split, and which part of it ("train" or "val") where two splits share the folder."""
+        train, own = self.root / "train", self.root / "val"
+        if name == "test":
+            folder = self.root / self.test
+            return (folder if folder.is_dir() or train.is_dir() else self.root), None
+        if not train.is_dir():
+            raise RequestError(
+                f"{train} is missing, so {self.root} has a test split only; put training images there, or use "
+                "images.split=test with a network trained elsewhere"
+            )
+        if own.is_dir() and self.test != "val":
+            return (train if name == "train" else own), None
+        return train, name
+
+    def labels(self, folders: Sequence[str], classes: Sequence[str]) -> list[int | None]:
+        """The label of each image from its folder's name; None leaves it out. Here: the folders' alphabetical order."""
+        number = {folder: k for k, folder in enumerate(classes)}
+        return [number[folder] for folder in folders]
+
+    def describe(self) -> str:
+        return (
+            f"{type(self).__name__}: folders of classes, shorter side resized to {self.resize}, then the centre "
+            f"{self.size}x{self.size}; without a validation folder one training image in {self.validation} validates"
+        )
+
+
+class ImageNet(ImageFolder):
+    """ILSVRC 2012 in folders: `root/train/n01440764/*.JPEG`, and `root/val` likewise as the test split.
+
+    Labels are ImageNet's 1,000 classes even where a folder holds some of them only.
+    """
+
+    def __init__(self, root: str, size: int = 224, resize: int = 256, validation: int = 50):
+        super().__init__(root, size, resize, validation, test="val")
+
+    def labels(self, folders: Sequence[str], classes: Sequence[str]) -> list[int | None]:
+        number = imagenet_classes()
+        unknown = [folder for folder in classes if folder not in number]
+        if unknown:
+            raise RequestError(
+                f"{self.root} holds {unknown[0]!r}, which is no class of ImageNet; name folders like n01440764, or use "
+                "data=folder"
+            )
+        return [number[folder] for folder in folders]
+
+
+class RestrictedImageNet(ImageNet):
+    """The nine super-classes of Tsipras et al. 2019, each a range of ImageNet's classes; other images are left out."""
+
+    def labels(self, folders: Sequence[str], classes: Sequence[str]) -> list[int | None]:
+        ranges = list(RESTRICTED.values())
+        group = {k: g for g, (low, high) in enumerate(ranges) for k in range(low, high + 1)}
+        return [group.get(k) for k in super().labels(folders, classes)]  # type: ignore[arg-type]
+
+
+@lru_cache
+def imagenet_classes() -> dict[str, int]:
+    """WordNet identifier -> class number of ImageNet-1k, as timm lists them."""
+    from timm.data import ImageNetInfo  # two seconds that only ImageNet should pay
+
+    return {name: k for k, name in enumerate(ImageNetInfo("imagenet-1k").label_names())}

@@ -1,0 +1,52 @@
+"""The German Traffic Sign Recognition Benchmark through torchvision."""
+
+from pathlib import Path
+
+from torchvision import datasets
+from torchvision.datasets.folder import default_loader
+from torchvision.transforms import v2
+
+from gsmooth_lightning.data.base import Files, ImageData, Inputs
+from gsmooth_lightning.errors import RequestError
+
+HELD_OUT = 5
+
+
+class GTSRB(ImageData):
+    """43 classes of traffic signs (Stallkamp et al. 2012), resized to size x size.
+
+    The training file shows each sign in a track of 30 frames (file names TRACK_FRAME.ppm). So validation takes whole
+    tracks: one in five of each class.
+
+    Args:
+        root: folder that holds `gtsrb/GTSRB/Training`, `gtsrb/GTSRB/Final_Test` and `gtsrb/GT-final_test.csv`.
+        size: side of the images in pixels.
+        download: let torchvision fetch them. Off by default.
+    """
+
+    def __init__(self, root: str, size: int = 32, download: bool = False):
+        self.root, self.size, self.download = root, size, download
+
+    def split(self, name: str, classes: int) -> Inputs:
+        top = Path(self.root) / "gtsrb"
+        try:
+            listed = datasets.GTSRB(self.root, "test" if name == "test" else "train", download=self.download)
+        except (RuntimeError, OSError, KeyError, ValueError) as failure:
+            raise RequestError(
+                f"{top} does not hold GTSRB/Training, GTSRB/Final_Test and GT-final_test.csv ({failure}); unpack "
+                "the data set there, set data.dataset.root to the folder above, or set data.dataset.download=true"
+            ) from failure
+        files = [(str(Path(path).relative_to(top)), label) for path, label in listed._samples]
+        if name != "test":
+            files = [file for file in files if (_track(file[0]) % HELD_OUT == 0) == (name == "val")]
+        return Files(files, top, classes, default_loader, v2.Resize([self.size, self.size]))
+
+    def describe(self) -> str:
+        return f"GTSRB, resized to {self.size}x{self.size}; one track in {HELD_OUT} of the training file validates"
+
+
+def _track(path: str) -> int:
+    stem = Path(path).stem
+    if "_" not in stem:
+        raise RequestError(f"{path} is not named TRACK_FRAME; use the training images as published")
+    return int(stem.split("_")[0])

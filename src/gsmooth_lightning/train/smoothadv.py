@@ -1,0 +1,67 @@
+"""SmoothAdv: adversarial training of the smoothed classifier."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gsmooth_lightning.errors import RequestError
+from gsmooth_lightning.smoothed import SmoothedClassifier
+from gsmooth_lightning.train.adversarial import frozen, warmed
+
+
+class SmoothAdv(nn.Module):
+    """Cross-entropy at noisy versions of inputs that are adversarial to the soft smoothed classifier.
+
+    x'   = argmax over ||x' - x|| <= epsilon of -log( 1/m sum_i softmax f(x' + eps_i)_y )
+    loss = 1/m sum_i CE(f(x' + eps_i), y), with the same draws eps_1, ..., eps_m
+
+    Salman et al. 2019, sections 2.2 and 3. x is the image after transformation and preprocessing: what a certificate's
+    error bound moves.
+
+    Args:
+        attack: (log_probabilities, x, y, epsilon=..., box=...) -> x', such as `attack.pgd` or `attack.ddn`.
+        epsilon: radius of the attack, in units of the input.
+        m: draws of the noise.
+        warmup: epochs in which epsilon grows linearly to its value.
+        box: range of valid inputs that x' is clipped to, or None.
+        semantic: draw theta too; otherwise theta = 0, for transformations that come from data.augment.
+
+    Raises:
+        RequestError: m below 1, or a negative epsilon or warmup.
+    """
+
+    def __init__(
+        self,
+        attack: Callable[..., Tensor],
+        epsilon: float,
+        m: int = 2,
+        warmup: int = 10,
+        box: Sequence[float] | None = (0, 1),
+        semantic: bool = True,
+    ):
+        super().__init__()
+        if m < 1 or not epsilon >= 0 or warmup < 0:
+            raise RequestError(
+                f"objective needs m >= 1, epsilon >= 0 and warmup >= 0, got m={m}, epsilon={epsilon}, warmup={warmup}"
+            )
+        self.attack, self.epsilon, self.m, self.warmup = attack, epsilon, m, warmup
+        self.box, self.semantic = None if box is None else tuple(box), semantic
+
+    def forward(self, smoothed: SmoothedClassifier, x: Tensor, y: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """Loss, and the logits of the first draw: x (n, ...), y (n,); `epoch` counts from 0."""
+        clean = smoothed.training_images(x, self.semantic)
+        noise = torch.stack([smoothed.training_noise(clean) for _ in range(self.m)])  # (m, n, ...)
+
+        def logits_at(inputs: Tensor) -> Tensor:  # (n, ...) -> (m, n, classes)
+            return smoothed.base((inputs + noise).flatten(0, 1)).unflatten(0, (self.m, -1))
+
+        def log_probabilities(inputs: Tensor) -> Tensor:
+            return logits_at(inputs).log_softmax(2).logsumexp(0) - torch.log(torch.tensor(float(self.m)))
+
+        with frozen(smoothed.base):
+            epsilon = warmed(self.epsilon, self.warmup, epoch)
+            adversarial = self.attack(log_probabilities, clean, y, epsilon=epsilon, box=self.box)
+        logits = logits_at(adversarial)
+        return functional.cross_entropy(logits.flatten(0, 1), y.repeat(self.m)), logits[0]
