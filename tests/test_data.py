@@ -1,8 +1,6 @@
-"""Data sets on real files where they are, on small generated copies of their layout otherwise."""
+"""Data sets in memory: digits and generated idx files; subsets and the loaders' order."""
 
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +10,6 @@ import torch
 from gsmooth_lightning.data import MNIST, Digits, FashionMNIST, TensorImages, subset
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.lit import ImageDataModule
-
-SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
-real_files = pytest.mark.skipif(not SHARED.exists(), reason="the developers' copy of the data sets is not here")
 
 
 def write_idx(folder: Path, train: int = 5100, test: int = 30) -> None:
@@ -61,18 +56,6 @@ def test_missing_and_truncated_files_name_the_path_and_the_fix(tmp_path):
     (raw / "t10k-images-idx3-ubyte").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(RequestError, match="damaged idx file"):
         MNIST(str(tmp_path)).split("test", 10)
-
-
-@real_files
-@pytest.mark.parametrize(("name", "source"), [("mnist", MNIST), ("fashion-mnist", FashionMNIST)])
-def test_real_files(tmp_path, name, source):
-    subprocess.run([sys.executable, SHARED / "unpack.py", tmp_path, name], check=True, capture_output=True)
-    data = source(str(tmp_path))
-    train, test = data.split("train", 10), data.split("test", 10)
-    assert (len(train), len(test)) == (55000, 10000)
-    assert np.bincount(test.labels.numpy()).sum() == 10000
-    assert 0.1 < float(test[0][0].mean()) < 0.6 or name == "mnist"
-    assert train.content_hash != test.content_hash
 
 
 def test_batches_are_cut_at_once_and_equal_single_items():

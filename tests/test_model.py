@@ -1,11 +1,28 @@
-"""Networks, the optimised copy, and checkpoints."""
+"""Networks, and the optimised copy."""
 
 import pytest
 import torch
+from hydra.utils import instantiate
+from scipy.stats import norm
 from torch import nn
 
+from conftest import compose
 from gsmooth_lightning.errors import RequestError
-from gsmooth_lightning.model import SmallCNN, fused, load_weights, torchvision_model
+from gsmooth_lightning.model import (
+    CifarResNet,
+    MFCCNet,
+    Normalize,
+    SmallCNN,
+    cifar_resnet,
+    fused,
+    small_resnet18,
+    timm_model,
+    torchvision_model,
+)
+from gsmooth_lightning.model.pretrained import normalized
+from gsmooth_lightning.smoothed import SmoothedClassifier
+from gsmooth_lightning.smoothing import Gaussian
+from gsmooth_lightning.stream import Stream
 
 
 def trained_looking(network: nn.Module) -> nn.Module:
@@ -80,25 +97,268 @@ def test_torchvision_networks_by_name(channels):
         torchvision_model("resnet18", 2, 10, *statistics)
 
 
-@pytest.mark.parametrize("layout", ["plain", "state_dict", "lightning"])
-def test_checkpoint_layouts_round_trip(tmp_path, layout):
-    source, target = trained_looking(SmallCNN()), SmallCNN()
-    state = source.state_dict()
-    content = {
-        "plain": state,
-        "state_dict": {"state_dict": state, "epoch": 3},
-        "lightning": {"state_dict": {f"smoothed.base.{key}": value for key, value in state.items()}},
-    }[layout]
-    torch.save(content, tmp_path / "c.pt")
-    load_weights(target, tmp_path / "c.pt")
-    for key, value in target.state_dict().items():
-        torch.testing.assert_close(value, state[key])
+def parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
 
 
-def test_a_mismatch_names_the_first_keys(tmp_path):
-    torch.save(SmallCNN(widths=(8, 8)).state_dict(), tmp_path / "shapes.pt")
-    with pytest.raises(RequestError, match=r"other shapes for features\.0\.weight"):
-        load_weights(SmallCNN(), tmp_path / "shapes.pt")
-    torch.save({"foo": torch.zeros(1)}, tmp_path / "keys.pt")
-    with pytest.raises(RequestError, match=r"lacks features\.0\.weight.*unknown foo"):
-        load_weights(SmallCNN(), tmp_path / "keys.pt")
+@pytest.mark.parametrize(
+    ("model", "data", "options"),
+    [
+        ("small_cnn", "digits", []),
+        ("small_cnn", "mnist", []),
+        ("small_cnn", "fashion_mnist", []),
+        ("small_cnn", "gtsrb", []),
+        ("cifar_resnet", "cifar10", []),
+        ("cifar_resnet", "cifar10_c", ["model.depth=110"]),
+        ("cifar_resnet", "cifar100", []),
+        ("cifar_resnet", "gtsrb", []),
+        ("resnet18", "cifar100", []),
+        ("resnet18", "fashion_mnist", []),
+        ("torchvision", "imagenet", []),
+        ("torchvision", "mnist", ["model.name=resnet18"]),
+        ("torchvision", "kitti", ["model.name=mobilenet_v3_small"]),
+        ("timm", "restricted_imagenet", ["model.name=resnet10t"]),
+        ("timm", "folder", ["model.name=resnet10t", "data.classes=3", "data.size=64"]),
+        ("timm", "mnist", ["model.name=resnet10t"]),
+        ("mfcc_resnet", "speech_commands", []),
+        ("mfcc_resnet", "speech_commands_ten", []),
+        ("custom", "digits", ["model._target_=gsmooth_lightning.model.SmallCNN", "+model.widths=[4]"]),
+    ],
+)
+def test_every_configured_network_takes_its_data(model, data, options):
+    """(n, channels, size, size) images or (n, 1, size) waveforms -> (n, classes) finite logits, that differ."""
+    cfg = compose("train", f"model={model}", f"data={data}", *options)
+    network = instantiate(cfg.model).eval()
+    size = cfg.data.size
+    shape = [size] if cfg.data.saved == "16bit" else [size, size] if isinstance(size, int) else list(size)
+    with torch.inference_mode():
+        logits = network(torch.rand(2, cfg.data.channels, *shape))
+    assert logits.shape == (2, cfg.data.classes)
+    assert torch.isfinite(logits).all()
+    assert logits.std() > 0
+
+
+def test_the_normalisation_of_the_data_reaches_the_network():
+    """data.mean and data.std by default, SmoothAdv's by hand."""
+    cfg = compose("train", "model=cifar_resnet", "data=cifar10")
+    layer = instantiate(cfg.model)[0]
+    assert layer.mean.flatten().tolist() == pytest.approx([0.4914, 0.4822, 0.4465])
+    assert layer.std.flatten().tolist() == pytest.approx([0.2023, 0.1994, 0.2010])
+    cfg = compose("train", "model=cifar_resnet", "data=cifar10", "model.std=[1,1,1]")
+    assert instantiate(cfg.model)[0].std.flatten().tolist() == [1, 1, 1]
+
+
+def by_hand(depth: int, channels: int, classes: int) -> int:
+    """Weights of He et al.'s network with 1x1 shortcuts: convolutions without bias, each with two numbers a channel."""
+    k = (depth - 2) // 6
+    total = channels * 16 * 9 + 2 * 16
+    for inputs, outputs in [(16, 16), (16, 32), (32, 64)]:
+        total += inputs * outputs * 9 + (2 * k - 1) * outputs * outputs * 9 + 2 * k * 2 * outputs
+        total += inputs * outputs + 2 * outputs if inputs != outputs else 0
+    return total + 64 * classes + classes
+
+
+@pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)])
+def test_residual_networks_have_the_published_size(depth, millions):
+    """He et al. 2016, Table 6, whose shortcuts have no weights; ours have 2752."""
+    count = parameters(CifarResNet(depth))
+    assert count == by_hand(depth, 3, 10)
+    assert (count - 2752) / 1e6 == pytest.approx(millions, abs=0.05 if millions == 1.7 else 0.005)
+    assert parameters(CifarResNet(depth, 1, 43)) == by_hand(depth, 1, 43)
+
+
+@pytest.mark.parametrize("depth", [18, 21, 22, 51, 2, 0, -4])
+def test_other_depths_are_refused(depth):
+    with pytest.raises(RequestError, match=r"model\.depth must be 6 k"):
+        CifarResNet(depth)
+
+
+def test_residual_networks_halve_the_image_twice():
+    sizes = {}
+    network = CifarResNet(20)
+    for name in ("layer1", "layer2", "layer3"):
+        getattr(network, name).register_forward_hook(
+            lambda m, i, o, name=name: sizes.update({name: tuple(o.shape[1:])})
+        )
+    network(torch.rand(2, 3, 32, 32))
+    assert sizes == {"layer1": (16, 32, 32), "layer2": (32, 16, 16), "layer3": (64, 8, 8)}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_small_resnet18_keeps_the_resolution_in_its_first_stage(channels):
+    network = small_resnet18(channels, 7, [0.5] * channels, [0.25] * channels).eval()
+    sizes = {}
+    for name in ("layer1", "layer4"):
+        getattr(network[1], name).register_forward_hook(
+            lambda m, i, o, name=name: sizes.update({name: tuple(o.shape[1:])})
+        )
+    with torch.inference_mode():
+        assert network(torch.rand(2, channels, 32, 32)).shape == (2, 7)
+    assert sizes == {"layer1": (64, 32, 32), "layer4": (512, 4, 4)}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_timm_networks_by_name(channels):
+    statistics = ([0.5] * channels, [0.25] * channels)
+    network = timm_model("resnet10t", channels, 7, *statistics).eval()
+    with torch.inference_mode():
+        assert network(torch.rand(2, channels, 32, 32)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", ["nosuchnet", "", "resnet18.nosuchtag", "hub:x", "resnet 18"])
+def test_unknown_networks_are_refused_in_one_sentence(name):
+    for build in (timm_model, torchvision_model):
+        with pytest.raises(RequestError, match=r"timm has no model|torchvision has no classifier") as caught:
+            build(name, 3, 10, [0.5] * 3, [0.5] * 3)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(RequestError, match="must be a ResNet of torchvision"):
+        MFCCNet(name)
+
+
+def test_other_networks_of_torchvision_are_refused_for_waveforms():
+    """Their first layer is not called conv1, or they are no classifiers."""
+    for name in ("vgg11", "resnext50_32x4d", "fcn_resnet50", "resnet"):
+        with pytest.raises(RequestError, match="must be a ResNet"):
+            MFCCNet(name)
+
+
+# -------------------------------------------------- normalisation
+
+
+def test_normalisation_by_hand():
+    layer = Normalize([0.5, 0.25], [0.5, 2.0])
+    x = torch.tensor([[[[1.0, 0.0]], [[0.25, 4.25]]]])
+    assert torch.equal(layer(x), torch.tensor([[[[1.0, -1.0]], [[0.0, 2.0]]]]))
+    assert layer.state_dict() == {}
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        ([0.0], [0.0]),
+        ([0.0], [-1.0]),
+        ([0.0] * 3, [1.0, 0.0, 1.0]),
+        ([0.0], [float("nan")]),
+        ([0.0] * 3, [1.0]),
+        ([], [1]),
+    ],
+)
+def test_normalisations_that_make_no_sense_are_refused(mean, std):
+    with pytest.raises(RequestError, match="one value a channel"):
+        Normalize(mean, std)
+
+
+@pytest.mark.xfail(strict=True, reason="torch.tensor([1, 1, 1]) is int64; see test_checkpoint")
+def test_whole_numbers_are_statistics_like_others():
+    assert Normalize([0, 0, 0], [1, 1, 1]).std.dtype == torch.float32
+
+
+def linear(weight: torch.Tensor, bias: float) -> nn.Module:
+    """Logits (0, <weight, x> + bias)."""
+    layer = nn.Linear(weight.numel(), 2)
+    with torch.no_grad():
+        layer.weight.copy_(torch.stack([torch.zeros(weight.numel()), weight.flatten()]))
+        layer.bias.copy_(torch.tensor([0.0, bias]))
+    return nn.Sequential(nn.Flatten(), layer)
+
+
+def test_noise_and_radii_are_in_units_of_the_input():
+    """Of a linear network behind (x - m) / s the gradient is w / s, and P(class 1) = Phi(score / (sigma ||w / s||))."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(3, 2, 2, generator=generator)
+    mean, std = torch.tensor([0.4, 0.5, 0.6])[:, None, None], torch.tensor([0.2, 0.5, 2.0])[:, None, None]
+    network = normalized(linear(weight, 0.7), mean.flatten().tolist(), std.flatten().tolist()).eval()
+    x = torch.rand(1, 3, 2, 2, generator=generator, requires_grad=True)
+    score = network(x)[0, 1]
+    score.backward()
+    torch.testing.assert_close(x.grad[0], weight / std)
+    smoothed = SmoothedClassifier(network, 2, noise=Gaussian(0.25))
+    draws = smoothed.draw(x.detach()[0], Stream(0, 0).at("estimate", 0), 20_000)
+    share = float((smoothed.labels(draws) == 1).float().mean())
+    expected = norm.cdf(score.item() / (0.25 * (weight / std).norm().item()))
+    assert 0.05 < expected < 0.95
+    assert share == pytest.approx(expected, abs=0.015)  # four standard deviations
+
+
+# -------------------------------------------------- waveforms
+
+
+def clip(n: int, t: int = 3200, seed: int = 0) -> torch.Tensor:
+    """Tones with some noise, within [-1, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    pitch = torch.rand(n, 1, 1, generator=generator) * 0.3 + 0.02
+    tone = torch.sin(pitch * torch.arange(t)) * 0.5
+    return tone + torch.randn(n, 1, t, generator=generator) * 0.05
+
+
+@pytest.fixture(scope="module")
+def audio() -> nn.Module:
+    torch.manual_seed(0)
+    return trained_looking(MFCCNet(classes=5))
+
+
+def test_the_gradient_reaches_the_waveform(audio):
+    """It agrees with a central difference in float64."""
+    network = MFCCNet(classes=5)
+    network.load_state_dict(audio.state_dict())
+    network = network.double().eval()
+    x = clip(2).double().requires_grad_()
+    (gradient,) = torch.autograd.grad(network(x)[:, 0].sum(), x)
+    assert torch.isfinite(gradient).all()
+    assert (gradient.flatten(1) != 0).float().mean() > 0.99
+    x, gradient = x.detach(), gradient.detach()
+    way, h = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64), 1e-6
+    for direction in (way, gradient / gradient.norm()):
+        with torch.inference_mode():
+            difference = float((network(x + h * direction)[:, 0] - network(x - h * direction)[:, 0]).sum()) / (2 * h)
+        assert difference == pytest.approx(float((gradient * direction).sum()), rel=1e-3)
+
+
+def test_silence_has_a_finite_gradient(audio):
+    """Log energies at zero energy."""
+    x = torch.zeros(1, 1, 3200, requires_grad=True)
+    (gradient,) = torch.autograd.grad(audio(x)[:, 0].sum(), x)
+    assert torch.isfinite(gradient).all()
+
+
+def test_a_loud_clip_does_not_change_its_neighbours(audio):
+    """A row's logits depend on its own waveform only; decibels with a floor below the loudest clip would fail here."""
+    quiet, loud = clip(1) * 1e-3, clip(1, seed=1) * 1.5
+    with torch.inference_mode():
+        alone = audio(torch.cat([quiet, quiet]))[0]
+        beside = audio(torch.cat([quiet, loud]))
+    torch.testing.assert_close(beside[0], alone, atol=1e-5, rtol=1e-5)
+    assert (beside[1] - beside[0]).abs().max() > 0.1
+    SmoothedClassifier(audio, 5, noise=Gaussian(0.05), block=4).check_function(loud[0].clamp(-1, 1))
+
+
+@pytest.mark.parametrize(
+    ("build", "shape"),
+    [
+        (lambda: MFCCNet(classes=5), (1, 3200)),
+        (lambda: cifar_resnet(20, 3, 10, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]), (3, 32, 32)),
+        (lambda: small_resnet18(1, 10, [0.5], [0.25]), (1, 28, 28)),
+        (lambda: torchvision_model("resnet18", 1, 10, [0.5], [0.25]), (1, 64, 64)),
+    ],
+    ids=["mfcc_resnet", "cifar_resnet", "resnet18", "torchvision"],
+)
+def test_optimised_residual_networks_agree(build, shape):
+    """On inputs that were not the example."""
+    torch.manual_seed(3)
+    network = trained_looking(build())
+    fast, used = fused(network, torch.rand(4, *shape), "fx")
+    assert used == "fx"
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.modules())
+    other = torch.rand(4, *shape) * 2 - 1
+    with torch.inference_mode():
+        plain, found = network(other), fast(other)
+    torch.testing.assert_close(found, plain, atol=1e-4 * max(1, float(plain.abs().max())), rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*default weight init:FutureWarning")
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+@pytest.mark.xfail(strict=True, reason="their output in training mode is a tuple with auxiliary logits")
+def test_torchvision_networks_return_logits_in_training_mode(name, monkeypatch):
+    monkeypatch.setattr(nn.init, "trunc_normal_", lambda tensor, *args, **options: tensor)  # it takes half a minute
+    network = torchvision_model(name, 3, 5, [0.5] * 3, [0.5] * 3).train()
+    assert network(torch.rand(2, 3, 96, 96)).shape == (2, 5)

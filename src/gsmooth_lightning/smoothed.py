@@ -15,13 +15,16 @@ from gsmooth_lightning.stream import Source, Stream, TrainingSource, sampling_sl
 from gsmooth_lightning.transform import Identity, Transform
 
 LEVELS = 255 * 256
-"""Steps of the noise grid between 0 and 1: contains the values of 8-bit images."""
+"""Steps of the noise grid between 0 and 1 for images: contains the values k/255."""
+
+SAMPLE_LEVELS = 2 * 32768
+"""Steps of the noise grid between 0 and 1 for waveforms: contains the values k/32768."""
 
 
 class SmoothedClassifier(nn.Module):
     """g(x) = argmax_c P( f(preprocess(psi(x, theta)) + epsilon) = c ), theta ~ law, epsilon ~ noise.
 
-    Sound arithmetic: images and noise are rounded to the grid k/LEVELS before they are added, and added exactly, so
+    Sound arithmetic: images and noise are rounded to the grid k/levels before they are added, and added exactly, so
     that the network is a function of an integer and no low bit of x leaks through (theory.md section 11). For images on
     the grid, x + round(epsilon) = round(x + epsilon): this is the theorem's classifier with the rounding inside f.
 
@@ -34,6 +37,7 @@ class SmoothedClassifier(nn.Module):
         preprocess: between the transformation and the noise.
         noise: law of the pixel noise, or None.
         block: draws that the network sees at once.
+        levels: steps of the noise grid between 0 and 1, a multiple of the steps of saved inputs.
     """
 
     def __init__(
@@ -45,25 +49,26 @@ class SmoothedClassifier(nn.Module):
         law: Law | None = None,
         noise: Law | None = None,
         block: int = 64,
+        levels: int = LEVELS,
     ):
         super().__init__()
         if block < 2:
             raise RequestError(f"block must be at least 2 draws, got {block}")
         if classes < 2:
             raise RequestError(f"classes must be at least 2, got {classes}")
-        self.base, self.classes, self.block = base, classes, block
+        self.base, self.classes, self.block, self.levels = base, classes, block, levels
         self.transform = transform if transform is not None else Identity()
         self.preprocess = preprocess if preprocess is not None else nn.Identity()
         self.law, self.noise = law, noise
         if (self.transform.dim > 0) != (law is not None):
             raise RequestError(f"the transformation {self.transform.name} and a law of its parameters go together")
-        if isinstance(noise, Gaussian) and (9 * noise.largest_sigma + 2) * LEVELS > 2**24:
-            raise RequestError(f"pixel noise sigma must be below {(2**24 / LEVELS - 2) / 9:.1f}: images lie in [0, 1]")
+        if isinstance(noise, Gaussian) and (9 * noise.largest_sigma + 2) * self.levels > 2**24:
+            raise RequestError(f"pixel noise sigma must be below {(2**24 / self.levels - 2) / 9:.1f}: inputs lie in [-1, 1]")
 
     # -------------------------------------------------- one draw, in two parts
 
     def encode(self, x: Tensor, theta: Tensor) -> Tensor:
-        """What the noise is added to, in whole steps of the grid: round(LEVELS * preprocess(psi(x, theta))).
+        """What the noise is added to, in whole steps of the grid: round(levels * preprocess(psi(x, theta))).
 
         x: (n, c, h, w) float32, theta: (n, dim) in any precision, rounded to float32 here and nowhere before.
 
@@ -76,16 +81,16 @@ class SmoothedClassifier(nn.Module):
             y = self.preprocess(self.transform(x, theta.float()))
         if y.shape != x.shape:
             raise RequestError("preprocessing must keep the image's shape; resize with threat.size instead")
-        return (y * LEVELS).round_()
+        return (y * self.levels).round_()
 
     def draw(self, x: Tensor, source: Source | TrainingSource, n: int) -> Tensor:
         """n network inputs for one image x: (c, h, w) -> (n, c, h, w)."""
         theta = self.draw_parameters(source, n)
         steps = self.encode(x.expand(n if self.law else 1, *x.shape), theta)
         if self.noise is None:
-            return (steps * (1 / LEVELS)).expand(n, *x.shape)
-        noise = self.noise.sample(source, n, tuple(x.shape)).mul_(LEVELS).round_().to(steps.dtype)
-        return noise.add_(steps).mul_(1 / LEVELS)  # both are whole and below 2^24: the sum is exact
+            return (steps * (1 / self.levels)).expand(n, *x.shape)
+        noise = self.noise.sample(source, n, tuple(x.shape)).mul_(self.levels).round_().to(steps.dtype)
+        return noise.add_(steps).mul_(1 / self.levels)  # both are whole and below 2^24: the sum is exact
 
     def draw_parameters(self, source: Source | TrainingSource, n: int) -> Tensor:
         """n draws of theta, (n, dim), in the source's precision."""
@@ -125,7 +130,7 @@ class SmoothedClassifier(nn.Module):
     @torch.inference_mode()
     def classify_base(self, x: Tensor) -> Tensor:
         """Classes that the base classifier gives images without noise or transformation, (n, c, h, w) -> (n,)."""
-        encoded = self.encode(x, torch.zeros(len(x), self.transform.dim, device=x.device)) * (1 / LEVELS)
+        encoded = self.encode(x, torch.zeros(len(x), self.transform.dim, device=x.device)) * (1 / self.levels)
         padded = torch.cat([encoded, encoded[:1].expand(-len(x) % self.block, *x.shape[1:])])
         return torch.cat([self.labels(block) for block in padded.split(self.block)])[: len(x)]
 
@@ -173,7 +178,7 @@ class SmoothedClassifier(nn.Module):
         """
         pixels = 0.0
         if isinstance(self.noise, Gaussian):
-            pixels = sampling_slack(x.numel(), self.noise.largest_sigma * LEVELS)
+            pixels = sampling_slack(x.numel(), self.noise.largest_sigma * self.levels)
         return pixels + sampling_slack(self.transform.dim, 2.0**25)
 
     @torch.inference_mode()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from gsmooth_lightning.certify.base import Certificate, Certifier, round_down
 from gsmooth_lightning.errors import UncertifiableError
 from gsmooth_lightning.preprocess import Preprocess
-from gsmooth_lightning.smoothed import LEVELS, SmoothedClassifier
+from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Gaussian
 from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.threat import PixelThreat, Threat, TransformationThreat
@@ -23,7 +23,7 @@ class AdditiveCertifier(Certifier):
     """l2 radius sigma_min (z(pA) - z(pB)) / 2 for Gaussian pixel noise (Cohen et al. 2019, Theorem 1).
 
     Images that are not on the noise grid (float files, or after preprocessing) are rounded to it first; both images of
-    a pair move by at most half a step a pixel, so the radius shrinks by 1.1 sqrt(D) / LEVELS.
+    a pair move by at most half a step a pixel, so the radius shrinks by 1.1 sqrt(D) / levels.
     """
 
     def check(self, smoothed: SmoothedClassifier, threat: Threat) -> None:
@@ -59,8 +59,8 @@ class AdditiveCertifier(Certifier):
         noise = smoothed.noise
         assert isinstance(noise, Gaussian)
         sigma = float(noise.sigma.min())
-        on_grid = threat.levels is not None and LEVELS % threat.levels == 0 and _is_nothing(smoothed.preprocess)
-        rounding = 0.0 if on_grid else ROUNDING * math.sqrt(x.numel()) / LEVELS
+        on_grid = threat.levels is not None and smoothed.levels % threat.levels == 0 and _is_nothing(smoothed.preprocess)
+        rounding = 0.0 if on_grid else ROUNDING * math.sqrt(x.numel()) / smoothed.levels
         slack = smoothed.slack(x)
 
         def threshold(radius: float) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gsmooth_lightning.errors import UncertifiableError
-from gsmooth_lightning.smoothed import LEVELS, SmoothedClassifier
+from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Gaussian
 from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.threat import Threat, TransformationThreat
@@ -82,10 +82,10 @@ def defect_norms(
     """
     n = len(theta)
     assert smoothed.noise is not None
-    step = float(smoothed.noise.gauge(torch.ones_like(clean)[None] / LEVELS))
+    step = float(smoothed.noise.gauge(torch.ones_like(clean)[None] / smoothed.levels))
     worst = torch.zeros(n, dtype=torch.float64, device=theta.device)
     for file, gamma in zip(attacked, gammas, strict=True):
         turned = smoothed.encode(file.expand(n, *file.shape), theta)
         straight = smoothed.encode(clean.expand(n, *clean.shape), theta + gamma.double())
-        worst = torch.maximum(worst, smoothed.noise.gauge((turned - straight).mul_(1 / LEVELS)))
+        worst = torch.maximum(worst, smoothed.noise.gauge((turned - straight).mul_(1 / smoothed.levels)))
     return worst + step

@@ -2,8 +2,8 @@
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,6 @@ from gsmooth_lightning.train import NoiseAugmentation
 class ClassifierModule(pl.LightningModule):
     """Trains `smoothed.base` with an objective; validates it at one draw of the smoothing, whatever the objective.
 
-    Every epoch starts from a seed of its own, so that a training resumed at an epoch's end goes on as if it had never
-    stopped, and gives the same weights.
-
     Args:
         smoothed: transformation, preprocessing and laws that the network is trained under.
         threat: prepares the inputs (enlargement, saved format).
@@ -26,7 +23,7 @@ class ClassifierModule(pl.LightningModule):
         optimizer: parameters -> optimizer.
         scheduler: (optimizer) -> learning-rate schedule, or None; one that takes `total_steps` is told.
         interval: "step" or "epoch": when the schedule moves on.
-        seed: of the order of inputs, augmentation and all draws.
+        total_steps: of the optimizer, in the whole training.
     """
 
     def __init__(
@@ -37,16 +34,13 @@ class ClassifierModule(pl.LightningModule):
         optimizer: Callable[..., torch.optim.Optimizer],
         scheduler: Callable[..., torch.optim.lr_scheduler.LRScheduler] | None = None,
         interval: str = "step",
-        seed: int = 0,
+        total_steps: int = 1,
     ):
         super().__init__()
-        self.smoothed, self.threat, self.objective, self.seed = smoothed, threat, objective, seed
-        self.optimizer, self.scheduler, self.interval = optimizer, scheduler, interval
+        self.smoothed, self.threat, self.objective = smoothed, threat, objective
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.interval, self.total_steps = interval, total_steps
         self.validation = NoiseAugmentation()
-
-    def on_train_epoch_start(self) -> None:
-        words = np.random.SeedSequence((self.seed, self.current_epoch, self.global_rank)).generate_state(1, np.uint64)
-        torch.manual_seed(int(words[0]))
 
     def _step(self, objective: nn.Module, batch: tuple[Tensor, Tensor, Tensor], stage: str) -> Tensor:
         x, y, _ = batch
@@ -67,14 +61,11 @@ class ClassifierModule(pl.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
         self._step(self.validation, batch, "val")
 
-    def configure_optimizers(self):
-        return self.optimisation(int(self.trainer.estimated_stepping_batches))
-
-    def optimisation(self, total_steps: int) -> dict:
-        """Optimizer and schedule for so many steps, as Lightning takes them."""
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Optimizer and schedule, as Lightning takes them."""
         optimizer = self.optimizer(self.smoothed.base.parameters())
         if self.scheduler is None:
             return {"optimizer": optimizer}
         told = "total_steps" in inspect.signature(self.scheduler).parameters
-        schedule = self.scheduler(optimizer, **({"total_steps": total_steps} if told else {}))
+        schedule = self.scheduler(optimizer, **({"total_steps": self.total_steps} if told else {}))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": self.interval}}

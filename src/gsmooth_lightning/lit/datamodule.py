@@ -1,10 +1,12 @@
 """Any `ImageData` as a LightningDataModule."""
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -27,6 +29,7 @@ class ImageDataModule(pl.LightningDataModule):
         workers: loader processes; None: none for data in memory, one a core (8 at most) for data in files.
         split, first, every, indices: what predict visits (see `data.subset`); indices count within the split.
         in_flight: images in one predict batch.
+        seed: of the order of training inputs, their augmentation and all training draws.
     """
 
     allow_zero_length_dataloader_with_multiple_devices = True
@@ -43,6 +46,7 @@ class ImageDataModule(pl.LightningDataModule):
         every: int = 1,
         indices: Sequence[int] | None = None,
         in_flight: int = 8,
+        seed: int = 0,
     ):
         super().__init__()
         if batch_size < 1 or in_flight < 1:
@@ -50,7 +54,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.dataset, self.classes, self.batch_size = dataset, classes, batch_size
         self.augment, self.workers = augment, workers
         self.split_name, self.first, self.every, self.indices = split, first, every, indices
-        self.in_flight = in_flight
+        self.in_flight, self.seed = in_flight, seed
         self.done: Collection[int] = ()
         self._splits: dict[str, Inputs] = {}
 
@@ -69,22 +73,48 @@ class ImageDataModule(pl.LightningDataModule):
         """Input i of the visited split."""
         return self.split(self.split_name)[i][0]
 
-    def _loader(self, source: Inputs, data: Dataset, size: int, shuffle: bool = False) -> DataLoader:
-        workers = self.workers if self.workers is not None else (_cores() if isinstance(source, Files) else 0)
-        return DataLoader(data, batch_size=size, shuffle=shuffle, num_workers=workers, persistent_workers=workers > 0)
+    def _workers(self, source: Inputs) -> int:
+        return self.workers if self.workers is not None else (_cores() if isinstance(source, Files) else 0)
 
     def train_dataloader(self) -> DataLoader:
         source = self.split("train")
         data = source if self.augment is None else Augmented(source, self.augment)
-        return self._loader(source, data, self.batch_size, shuffle=True)
+
+        def seed() -> tuple[int, ...]:
+            trainer = self.trainer
+            return (self.seed, trainer.global_step, trainer.global_rank) if trainer is not None else (self.seed,)
+
+        return SeededLoader(data, seed, self.batch_size, self._workers(source))
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(self.split("val"), self.split("val"), self.batch_size)
+        data = self.split("val")
+        return DataLoader(data, batch_size=self.batch_size, num_workers=self._workers(data))
 
     def predict_dataloader(self) -> DataLoader:
         visited = self.visited
         todo = [i for i in visited.indices if i not in self.done]
-        return self._loader(self.split(self.split_name), Subset(visited.dataset, todo), self.in_flight)
+        workers = self._workers(self.split(self.split_name))
+        return DataLoader(Subset(visited.dataset, todo), batch_size=self.in_flight, num_workers=workers)
+
+
+class SeededLoader(DataLoader):
+    """Shuffled batches; every pass starts by seeding torch, so that a training resumed at an epoch's end goes on as if it
+    had never stopped. (A hook at the epoch's start comes too late: Lightning fetches a resumed epoch's first batch
+    before. And workers live for one pass: those that persist would keep their generators' state.)
+
+    Args:
+        data: the training inputs.
+        seed: () -> the words of the next pass's seed.
+        batch_size, workers: inputs in a batch; processes that read them.
+    """
+
+    def __init__(self, data: Dataset, seed: Callable[[], tuple[int, ...]], batch_size: int, workers: int):
+        super().__init__(data, batch_size=batch_size, shuffle=True, num_workers=workers)
+        self.seed = seed
+
+    def __iter__(self) -> Iterator[Any]:
+        torch.manual_seed(int(np.random.SeedSequence(self.seed()).generate_state(1, np.uint64)[0]))
+        return super().__iter__()
 
 
 class Augmented(Dataset):

@@ -55,8 +55,8 @@ def sentence(failure: BaseException) -> str:
     """The user's mistake in one line: the innermost request error, or the first lines of a configuration error."""
     cause: BaseException | None = failure
     while cause is not None:
-        if isinstance(cause, RequestError):
-            return str(cause)
+        if isinstance(cause, RequestError):  # one from a loader's process comes with the traceback in its text
+            return str(cause).rsplit("RequestError: ", 1)[-1].strip()
         cause = cause.__cause__
     if isinstance(failure.__cause__, TypeError):  # Hydra called a constructor with an option it does not know
         key = str(failure).rsplit("full_key: ", 1)[-1].strip()

@@ -24,7 +24,7 @@ from gsmooth_lightning.data.base import describe_subset
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.lit import ImageDataModule
 from gsmooth_lightning.model import file_hash, fused, load_weights
-from gsmooth_lightning.smoothed import SmoothedClassifier
+from gsmooth_lightning.smoothed import LEVELS, SAMPLE_LEVELS, SmoothedClassifier
 from gsmooth_lightning.threat import Threat
 
 CLASSIFIER = ("data", "model", "transform", "preprocess", "law", "noise", "threat", "seed")
@@ -95,6 +95,7 @@ def smoothed_classifier(cfg: DictConfig, network: nn.Module) -> SmoothedClassifi
         instantiate(cfg.law),
         instantiate(cfg.noise),
         cfg.block,
+        SAMPLE_LEVELS if cfg.data.saved == "16bit" else LEVELS,
     )
 
 
@@ -106,7 +107,7 @@ def data_module(cfg: DictConfig) -> ImageDataModule:
     source, augment = instantiate(cfg.data.dataset), instantiate(cfg.data.augment)
     size = cfg.train.batch_size
     try:
-        return ImageDataModule(source, cfg.data.classes, size, augment, cfg.data.workers, split, **images)
+        return ImageDataModule(source, cfg.data.classes, size, augment, cfg.data.workers, split, **images, seed=cfg.seed)
     except TypeError as failure:
         raise RequestError(f"images: {failure}; correct the options of images") from failure
 

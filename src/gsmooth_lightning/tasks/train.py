@@ -1,5 +1,7 @@
 """`gsmooth train`: a base classifier for the smoothing it will be certified under."""
 
+import errno
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ from gsmooth_lightning.tasks.setup import (
 
 FOR_TRAINER = ("precision", "accumulate_grad_batches", "gradient_clip_val")
 """Options of Lightning's trainer that change the weights: they stand in `train` and count for a run's identity."""
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 RESUME, BEST = "resume", "best"
 """Checkpoints that a running training keeps: its last epoch's end, and the lowest validation loss."""
@@ -65,11 +69,10 @@ def train(cfg: DictConfig) -> Path:
         instantiate(cfg.train.optimizer),
         instantiate(cfg.train.scheduler),
         cfg.train.interval,
-        cfg.seed,
+        math.ceil(len(data.train_dataloader()) / cfg.train.accumulate_grad_batches) * cfg.train.epochs,
     )
     check_optimisation(module)
-    for split in ("train", "val"):  # a missing file is reported before a folder is made
-        data.split(split)
+    data.split("val")  # a missing file is reported before a folder is made
     with open_store(cfg, folder, identity, trainer):
         if checkpoint.exists():
             print(f"already trained: {checkpoint}")
@@ -127,7 +130,7 @@ def check_training(cfg: DictConfig) -> None:
 def check_optimisation(module: ClassifierModule) -> None:
     """Builds the optimizer and the schedule once, so that a wrong option is refused before any work."""
     try:
-        module.optimisation(10)
+        module.configure_optimizers()
     except (TypeError, ValueError) as failure:
         raise RequestError(f"train.optimizer or train.scheduler: {failure}; correct their options") from failure
 
@@ -141,7 +144,7 @@ def file_hash_of(checkpoint: str) -> str:
 def unwritable(failure: Exception, folder: Path) -> RequestError | None:
     """A full disk as the user's sentence: torch's writer turns it into a RuntimeError. None: something else."""
     reason = str(failure).splitlines()[0] if str(failure) else ""
-    if isinstance(failure, RequestError) or not (isinstance(failure, OSError) or "PytorchStreamWriter" in reason):
+    if getattr(failure, "errno", None) not in UNWRITABLE and "PytorchStreamWriter" not in reason:
         return None
     return RequestError(f"cannot write to {folder} ({reason}); free space, and the same command goes on")
 
