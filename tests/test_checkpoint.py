@@ -272,7 +272,6 @@ def test_saved_statistics_must_be_the_networks_own(tmp_path, small, names, shape
         assert all(torch.equal(value, before[key]) for key, value in other[1].state_dict().items())
 
 
-@pytest.mark.xfail(strict=True, reason="Normalize([0,0,0], [1,1,1]) keeps int64 buffers, and allclose wants one dtype")
 def test_saved_statistics_equal_to_whole_numbers(tmp_path, small):
     source = nn.Sequential(BufferedNormalisation([0.0] * 3, [1.0] * 3), small)
     target = normalized(fresh(), [0, 0, 0], [1, 1, 1])
@@ -350,9 +349,6 @@ class Statistics(nn.Module):
         return self.std(x.flatten(1)) - self.mean
 
 
-AMBIGUOUS = pytest.mark.xfail(strict=True, reason="_named_like settles on one place before it looks at all names")
-
-
 @pytest.mark.parametrize(
     ("make", "place", "behind"),
     [
@@ -365,14 +361,14 @@ AMBIGUOUS = pytest.mark.xfail(strict=True, reason="_named_like settles on one pl
         (nested, "1.", True),
         (Statistics, "", True),
         (Statistics, "1.", False),
-        pytest.param(one_linear, "1.", False, marks=AMBIGUOUS),
-        pytest.param(one_linear, "", True, marks=AMBIGUOUS),
-        pytest.param(nested, "1.", False, marks=AMBIGUOUS),
-        pytest.param(nested, "", True, marks=AMBIGUOUS),
-        pytest.param(Named, "", False, marks=AMBIGUOUS),
-        pytest.param(Named, "module.", False, marks=AMBIGUOUS),
-        pytest.param(Named, "1.", True, marks=AMBIGUOUS),
-        pytest.param(Named, "", True, marks=AMBIGUOUS),
+        (one_linear, "1.", False),
+        (one_linear, "", True),
+        (nested, "1.", False),
+        (nested, "", True),
+        (Named, "", False),
+        (Named, "module.", False),
+        (Named, "1.", True),
+        (Named, "", True),
     ],
 )
 def test_networks_with_awkward_names(tmp_path, make, place, behind):
@@ -390,7 +386,10 @@ def test_networks_with_awkward_names(tmp_path, make, place, behind):
         "1.1.",
         "smoothed.base.1.1.",
         "1.module.1.",
-        *(pytest.param(place, marks=AMBIGUOUS) for place in ("", "module.", "1.", "1.module.")),
+        "",
+        "module.",
+        "1.",
+        "1.module.",
     ],
 )
 def test_grey_networks_of_torchvision(tmp_path, place):
@@ -510,12 +509,10 @@ def test_a_missing_file_or_a_folder_gives_one_sentence(tmp_path):
     ],
 )
 @pytest.mark.filterwarnings("ignore:Casting complex")
-@pytest.mark.xfail(strict=True, reason="escapes as another error, or loads")
 def test_odd_contents_give_one_sentence(tmp_path, content):
     refusal(nn.Linear(2, 2), saved(tmp_path, content))
 
 
-@pytest.mark.xfail(strict=True, reason="the later of two entries with one name after unwrapping wins silently")
 def test_two_weights_for_one_name_are_refused(tmp_path):
     state = nn.Linear(2, 2).state_dict()
     refusal(nn.Linear(2, 2), saved(tmp_path, state | {"module.weight": torch.ones(2, 2)}))

@@ -541,7 +541,7 @@ MISTAKES = {
     # no such folder
     "cifar10 missing": Mistake(CIFAR10, CIFAR_FIX),
     "cifar100 missing": Mistake(CIFAR100, ("{root}/cifar-100-python", "data.dataset.root")),
-    "cifar10-c missing": Mistake(fog, ("{root}/CIFAR-10-C/fog.npy is missing", "data.dataset.root")),
+    "cifar10-c missing": Mistake(fog, ("{root}/CIFAR-10-C/", ".npy is missing", "data.dataset.root")),
     "folder missing": Mistake(lambda r: ImageFolder(r + "/no", 8), ("{root}/no is not a folder", *FOLDER_FIX)),
     "folder without training images": Mistake(
         lambda r: ImageFolder(r, 8), ("{root}/train is missing", "put training images there"),
@@ -909,7 +909,7 @@ def reads(monkeypatch) -> list[str]:
 
 
 def test_a_folder_decodes_only_what_is_asked_for(tmp_path, reads):
-    layouts.folders(tmp_path, {"train": {"a": 9}, "test": {"a": 20, "b": 20}})
+    layouts.folders(tmp_path, {"train": {"a": 9, "b": 2}, "test": {"a": 20, "b": 20}})
     module = ImageDataModule(ImageFolder(str(tmp_path), 8), 2, every=8, in_flight=2, workers=0)
     for name in ("train", "val", "test"):
         module.split(name).content_hash  # noqa: B018, reading the property is the point

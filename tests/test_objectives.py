@@ -241,7 +241,6 @@ def test_without_a_box_inputs_leave_the_unit_interval(problem):
 
 
 @pytest.mark.parametrize("data", ["speech_commands", "speech_commands_ten"])
-@pytest.mark.xfail(strict=True, reason="conf/objective has box [0, 1] whatever the data; waveforms lie in [-1, 1]")
 def test_the_configured_box_is_the_datas_range(data):
     for name in ("adversarial", "smoothadv", "smoothadv_ddn"):
         assert list(compose("train", f"objective={name}", f"data={data}").objective.box) == [-1, 1]
@@ -299,7 +298,6 @@ def test_mode_and_flags_come_back(make, training, fails):
     assert int(base[1].num_batches_tracked) == int(training and not fails)
 
 
-@pytest.mark.xfail(strict=True, reason="frozen() gives the mode of the whole network to all its parts")
 def test_parts_in_another_mode_come_back_in_theirs():
     """Fine-tuning with fixed statistics: batch normalisation in evaluation mode within a network in training."""
     base = network_with_statistics().train()
@@ -381,13 +379,11 @@ def test_bad_numbers_are_refused(options):
     "options", [{"epsilon": math.inf}, {"box": [1, 0]}, {"box": [0, 1, 2]}, {"box": [0]}, {"box": [0, math.nan]}]
 )
 @pytest.mark.parametrize("make", [SmoothAdv, AdversarialTraining])
-@pytest.mark.xfail(strict=True, reason="accepted, and fails or gives NaN in training")
 def test_radii_and_boxes_that_make_no_attack_are_refused(make, options):
     with pytest.raises(RequestError):
         make(PGD, **{"epsilon": 0.5, **options})
 
 
-@pytest.mark.xfail(strict=True, reason="accepted, and fails in training")
 def test_a_fraction_of_a_draw_is_refused():
     with pytest.raises(RequestError, match="objective needs"):
         SmoothAdv(PGD, 0.5, m=1.5)

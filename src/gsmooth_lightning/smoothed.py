@@ -63,7 +63,9 @@ class SmoothedClassifier(nn.Module):
         if (self.transform.dim > 0) != (law is not None):
             raise RequestError(f"the transformation {self.transform.name} and a law of its parameters go together")
         if isinstance(noise, Gaussian) and (9 * noise.largest_sigma + 2) * self.levels > 2**24:
-            raise RequestError(f"pixel noise sigma must be below {(2**24 / self.levels - 2) / 9:.1f}: inputs lie in [-1, 1]")
+            raise RequestError(
+                f"pixel noise sigma must be below {(2**24 / self.levels - 2) / 9:.1f}: inputs lie in [-1, 1]"
+            )
 
     # -------------------------------------------------- one draw, in two parts
 

@@ -1,6 +1,8 @@
 """Projected gradient descent."""
 
-from collections.abc import Callable
+import contextlib
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -44,10 +46,11 @@ def pgd(
     """
     if norm not in NORMS:
         raise RequestError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
-    if not epsilon >= 0 or steps < 1 or not (step_size is None or step_size > 0):
+    if not 0 <= epsilon < math.inf or steps < 1 or not (step_size is None or step_size > 0):
         raise RequestError(
             f"PGD needs epsilon >= 0, steps >= 1 and step_size > 0, got {epsilon}, {steps} and {step_size}"
         )
+    check_box(box)
     step = 2 * epsilon / steps if step_size is None else step_size
     delta = torch.zeros_like(x)
     for _ in range(steps):
@@ -60,14 +63,23 @@ def pgd(
 
 def ascent(log_probabilities: LogProbabilities, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The direction of steepest ascent of -log p_y, of unit l2 norm, and the predicted classes."""
-    with torch.inference_mode(False), torch.enable_grad():
-        x = x.detach().clone().requires_grad_()
+    kind = x.device.type
+    half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+    precision = torch.autocast(kind, enabled=False) if half else contextlib.nullcontext()  # float16 gradients vanish
+    with torch.inference_mode(False), torch.enable_grad(), precision:
+        x, y = x.detach().clone().requires_grad_(), y.clone()  # none of inference mode
         log_p = log_probabilities(x)
         (gradient,) = torch.autograd.grad(-log_p.gather(1, y[:, None]).sum(), x)
     norms = _norms(gradient)
     flat = (norms == 0) | ~torch.isfinite(norms)
     gradient = torch.where(flat, torch.randn_like(gradient), gradient)
     return gradient / _norms(gradient), log_p.detach().argmax(1)
+
+
+def check_box(box: Sequence[float] | None) -> None:
+    """Refuses a box that is not two numbers in order."""
+    if box is not None and not (len(box) == 2 and box[0] < box[1]):
+        raise RequestError(f"box must be [low, high] with low < high, or null, got {box}")
 
 
 def inside(x: Tensor, delta: Tensor, box: Box | None) -> Tensor:

@@ -59,7 +59,9 @@ class AdditiveCertifier(Certifier):
         noise = smoothed.noise
         assert isinstance(noise, Gaussian)
         sigma = float(noise.sigma.min())
-        on_grid = threat.levels is not None and smoothed.levels % threat.levels == 0 and _is_nothing(smoothed.preprocess)
+        on_grid = (
+            threat.levels is not None and smoothed.levels % threat.levels == 0 and _is_nothing(smoothed.preprocess)
+        )
         rounding = 0.0 if on_grid else ROUNDING * math.sqrt(x.numel()) / smoothed.levels
         slack = smoothed.slack(x)
 

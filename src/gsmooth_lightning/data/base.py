@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import DecompressionBombError
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from torchvision.transforms.v2 import functional
@@ -118,8 +119,8 @@ class Files(Inputs):
         path = self.root / name
         try:
             raw = augment(self.read(str(path)))
-        except (OSError, SyntaxError, ValueError, RuntimeError) as failure:  # what decoders raise
-            what = "is missing" if not path.exists() else f"is damaged ({str(failure).splitlines()[0]})"
+        except (OSError, SyntaxError, ValueError, RuntimeError, EOFError, DecompressionBombError) as failure:
+            what = "is missing" if not path.exists() else f"is damaged ({first_line(failure)})"
             raise RequestError(f"{path} {what}; restore it, or unpack the data set again") from failure
         return raw if isinstance(raw, Tensor) else functional.pil_to_tensor(raw).float() / 255, label, i
 
@@ -134,6 +135,11 @@ class ImageData(ABC):
     def describe(self) -> str:
         """Where its inputs come from, how they are resized and how they are split, for tables."""
         return type(self).__name__
+
+
+def first_line(failure: BaseException) -> str:
+    """What went wrong, in one line."""
+    return (str(failure) or type(failure).__name__).splitlines()[0]
 
 
 def check_labels(labels: Sequence[int], classes: int) -> None:
@@ -171,7 +177,16 @@ def describe_subset(first: int | None, every: int, indices: Sequence[int] | None
 
 
 def held_out(data: TensorImages, name: str, count: int, classes: int) -> TensorImages:
-    """The training file's last `count` images as split "val", the others as "train"."""
+    """The training file's last `count` images as split "val", the others as "train".
+
+    Raises:
+        RequestError: the file holds no more than `count` images.
+    """
+    if len(data) <= count:
+        raise RequestError(
+            f"the training files hold {len(data)} images, and the last {count} of them validate: none is left to train "
+            "on; unpack the whole data set"
+        )
     part = slice(-count, None) if name == "val" else slice(0, -count)
     return TensorImages(data.images[part], data.labels[part], classes, data.levels)
 

@@ -61,7 +61,7 @@ class CIFAR10C(ImageData):
     """
 
     def __init__(self, root: str, corruption: str, severity: int):
-        if severity not in range(1, SEVERITIES + 1):
+        if not isinstance(severity, int) or not 1 <= severity <= SEVERITIES:
             raise RequestError(f"data.dataset.severity must be 1 to {SEVERITIES}, got {severity!r}")
         self.root, self.corruption, self.severity = root, corruption, severity
 
@@ -69,22 +69,25 @@ class CIFAR10C(ImageData):
         if name != "test":
             raise RequestError("CIFAR-10-C has a test split only; train on data=cifar10 and use images.split=test")
         folder = Path(self.root) / "CIFAR-10-C"
+        file = folder / "labels.npy"
         try:
-            pixels = np.load(folder / f"{self.corruption}.npy", mmap_mode="r")
-            labels = np.load(folder / "labels.npy")
+            labels = np.load(file)
             size = len(labels) // SEVERITIES
-            if len(pixels) != len(labels) or len(labels) % SEVERITIES:
-                raise ValueError(f"{len(pixels)} images, {len(labels)} labels, {SEVERITIES} severities")
+            file = folder / f"{self.corruption}.npy"
+            pixels = np.load(file, mmap_mode="r")
+            if pixels.dtype != np.uint8 or pixels.shape != (len(labels), 32, 32, 3) or len(labels) % SEVERITIES:
+                shape = "x".join(map(str, pixels.shape[1:]))
+                raise ValueError(
+                    f"{len(pixels)} images, {len(labels)} labels, {SEVERITIES} severities, {shape} {pixels.dtype}"
+                )
         except FileNotFoundError as failure:
             known = sorted(path.stem for path in folder.glob("*.npy") if path.stem != "labels")
             raise RequestError(
                 f"{failure.filename} is missing; unpack CIFAR-10-C below data.dataset.root, or choose "
                 f"data.dataset.corruption from {', '.join(known) or 'its files'}"
             ) from failure
-        except (OSError, ValueError) as failure:
-            raise RequestError(
-                f"{folder}/{self.corruption}.npy is damaged ({failure}); unpack CIFAR-10-C again"
-            ) from failure
+        except (OSError, ValueError, EOFError, TypeError) as failure:
+            raise RequestError(f"{file} is damaged ({failure}); unpack CIFAR-10-C again") from failure
         part = slice((self.severity - 1) * size, self.severity * size)
         return TensorImages(bytes_of(np.array(pixels[part])), torch.tensor(labels[part]), classes)
 

@@ -43,6 +43,10 @@ class ImageFolder(ImageData):
         self.root, self.size, self.resize = Path(root), size, resize or size
         if self.resize < size:
             raise RequestError(f"data.dataset.resize={self.resize} must not be below the crop of data.size={size}")
+        if not isinstance(size, int) or size < 1:
+            raise RequestError(f"data.size must be a positive number of pixels, got {size!r}")
+        if not isinstance(validation, int) or validation < 2:
+            raise RequestError(f"data.dataset.validation must be a whole number, at least 2, got {validation!r}")
         self.validation, self.test = validation, test
 
     def split(self, name: str, classes: int) -> Inputs:
@@ -84,7 +88,15 @@ class ImageFolder(ImageData):
 
     def labels(self, folders: Sequence[str], classes: Sequence[str]) -> list[int | None]:
         """The label of each image from its folder's name; None leaves it out. Here: the folders' alphabetical order."""
-        number = {folder: k for k, folder in enumerate(classes)}
+        train = self.root / "train"
+        known = sorted(entry.name for entry in train.iterdir() if entry.is_dir()) if train.is_dir() else classes
+        number = {folder: k for k, folder in enumerate(known)}
+        unknown = [folder for folder in classes if folder not in number]
+        if unknown:
+            raise RequestError(
+                f"{self.root / self.test} or {self.root / 'val'} holds {unknown[0]!r}, which is no class of {train}; "
+                "name the folders alike"
+            )
         return [number[folder] for folder in folders]
 
     def describe(self) -> str:

@@ -31,22 +31,30 @@ class GTSRB(ImageData):
         top = Path(self.root) / "gtsrb"
         try:
             listed = datasets.GTSRB(self.root, "test" if name == "test" else "train", download=self.download)
-        except (RuntimeError, OSError, KeyError, ValueError) as failure:
+        except (RuntimeError, OSError, KeyError, TypeError, ValueError) as failure:
             raise RequestError(
                 f"{top} does not hold GTSRB/Training, GTSRB/Final_Test and GT-final_test.csv ({failure}); unpack "
                 "the data set there, set data.dataset.root to the folder above, or set data.dataset.download=true"
             ) from failure
         files = [(str(Path(path).relative_to(top)), label) for path, label in listed._samples]
         if name != "test":
-            files = [file for file in files if (_track(file[0]) % HELD_OUT == 0) == (name == "val")]
+            files = [(path, _label(path)) for path, _ in files if (_track(path) % HELD_OUT == 0) == (name == "val")]
         return Files(files, top, classes, default_loader, v2.Resize([self.size, self.size]))
 
     def describe(self) -> str:
         return f"GTSRB, resized to {self.size}x{self.size}; one track in {HELD_OUT} of the training file validates"
 
 
+def _label(path: str) -> int:
+    """The number that a training folder is named after; torchvision counts the folders that are there."""
+    folder = Path(path).parent.name
+    if not folder.isdecimal():
+        raise RequestError(f"{path} does not lie in a folder named like 00014; use the training images as published")
+    return int(folder)
+
+
 def _track(path: str) -> int:
     stem = Path(path).stem
-    if "_" not in stem:
+    if not stem.partition("_")[0].isdecimal() or "_" not in stem:
         raise RequestError(f"{path} is not named TRACK_FRAME; use the training images as published")
     return int(stem.split("_")[0])

@@ -37,12 +37,18 @@ class Kitti(ImageData):
         top = Path(self.root) / "Kitti" / "raw" / "training"
         try:
             listed = datasets.Kitti(self.root, train=True, download=self.download)
-            labels = {path: self._label(listed._parse_target(i)) for i, path in enumerate(listed.images)}
-        except (RuntimeError, OSError, IndexError, ValueError) as failure:
+        except (RuntimeError, OSError) as failure:
             raise RequestError(
-                f"{top} does not hold image_2 and label_2, or a label file is damaged ({failure}); unpack the data set "
-                "there, set data.dataset.root to the folder above Kitti, or set data.dataset.download=true"
+                f"{top} does not hold image_2 and label_2 ({failure}); unpack the data set there, set "
+                "data.dataset.root to the folder above Kitti, or set data.dataset.download=true"
             ) from failure
+        labels = {}
+        for i, path in enumerate(listed.images):
+            try:
+                labels[path] = self._label(listed._parse_target(i))
+            except (OSError, IndexError, ValueError) as failure:
+                what = "is missing" if isinstance(failure, FileNotFoundError) else f"is damaged ({failure})"
+                raise RequestError(f"{listed.targets[i]} {what}; unpack the data set again") from failure
         frames = sorted((str(Path(p).relative_to(top)), label) for p, label in labels.items() if label is not None)
         files = [frame for k, frame in enumerate(frames) if _split(k % self.fold) == name]
         return Files(files, top, classes, default_loader, v2.Resize(self.size))

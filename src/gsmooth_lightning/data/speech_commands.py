@@ -1,6 +1,8 @@
 """Speech Commands through torchaudio, as waveforms of one second."""
 
 import hashlib
+import re
+import wave
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +18,7 @@ from gsmooth_lightning.data.base import Files, ImageData, Inputs
 from gsmooth_lightning.errors import RequestError
 
 RATE = 16_000
+NAME = re.compile(r"[^_]+_nohash_\d+(\.wav)+")
 SUBSETS = {"train": "training", "val": "validation", "test": "testing"}
 SPEAKERS = {"train": range(0, 6), "val": range(6, 7), "test": range(7, 10)}
 """Tenths of the speakers, by the last digit of a hash, when the official lists leave a split empty."""
@@ -69,8 +72,14 @@ class SpeechCommands(ImageData):
                     f"{self.folder} is missing; unpack Speech Commands there, or set data.dataset.root to the folder "
                     "above SpeechCommands"
                 ) from failure
-            clips = (listed.get_metadata(i) for i in range(len(listed)))
-            found[subset] = [(f"{word}/{Path(path).name}", word, speaker) for path, _, word, speaker, _ in clips]
+            paths = [Path(path) for path in listed._walker if Path(path) != self.folder]  # a list's blank line
+            for path in paths:
+                if not NAME.fullmatch(path.name):
+                    raise RequestError(
+                        f"{path} is not named SPEAKER_nohash_NUMBER.wav; rename it, or correct validation_list.txt and "
+                        "testing_list.txt"
+                    )
+            found[subset] = [(f"{p.parent.name}/{p.name}", p.parent.name, p.name.split("_")[0]) for p in paths]
         return found
 
     @property
@@ -89,10 +98,17 @@ class SpeechCommands(ImageData):
 def read_second(path: str) -> Tensor:
     """A clip as (1, 16000) in [-1, 1]; shorter ones end in silence, longer ones are cut."""
     clip, rate = soundfile.read(path, dtype="int16", always_2d=True)
+    try:
+        with wave.open(path) as header:  # soundfile reads what is left of a truncated file and says nothing
+            promised = header.getnframes()
+    except wave.Error as failure:
+        raise ValueError(f"no plain PCM: {failure}") from failure
+    if len(clip) != promised:
+        raise ValueError(f"{len(clip)} samples instead of {promised}")
     if rate != RATE or clip.shape[1] != 1:
         raise ValueError(f"{rate} Hz and {clip.shape[1]} channels instead of {RATE} Hz and 1")
-    wave = torch.from_numpy(clip[:RATE, 0].astype(np.float32)) / 32768
-    return functional.pad(wave, (0, RATE - len(wave)))[None]
+    samples = torch.from_numpy(clip[:RATE, 0].astype(np.float32)) / 32768
+    return functional.pad(samples, (0, RATE - len(samples)))[None]
 
 
 def _tenth(speaker: str) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor
 from gsmooth_lightning.error.base import Bound, ErrorBound
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.smoothed import SmoothedClassifier
-from gsmooth_lightning.stream import Stream
+from gsmooth_lightning.stream import Stream, content_digest
 from gsmooth_lightning.threat import TransformationThreat
 
 
@@ -21,12 +21,17 @@ class StoredBound(ErrorBound):
 
     def __init__(self, records: Iterable[dict[str, Any]]):
         fields = ("value", "rho", "alpha", "guarantee", "details")
-        self.bounds = {r["index"]: Bound(**{f: r[f] for f in fields}) for r in records}
+        self.bounds = {r["index"]: (r["input"], Bound(**{f: r[f] for f in fields})) for r in records}
 
     def procedure(
         self, smoothed: SmoothedClassifier, threat: TransformationThreat, x: Tensor, stream: Stream
     ) -> Generator[Any, Any, Bound]:
         if stream.image not in self.bounds:
             raise RequestError(f"the bounds have none for image {stream.image}; run `gsmooth bound` on the same images")
-        return self.bounds[stream.image]
+        made_for, bound = self.bounds[stream.image]
+        if made_for != content_digest(x):
+            raise RequestError(
+                f"the bound of image {stream.image} was made for other pixels; run `gsmooth bound` on these files"
+            )
+        return bound
         yield  # a procedure without jobs

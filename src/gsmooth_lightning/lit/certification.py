@@ -14,7 +14,7 @@ from gsmooth_lightning.certify.store import Record, Store
 from gsmooth_lightning.error import ErrorBound
 from gsmooth_lightning.rounds import run_rounds
 from gsmooth_lightning.smoothed import SmoothedClassifier
-from gsmooth_lightning.stream import Stream
+from gsmooth_lightning.stream import Stream, content_digest
 from gsmooth_lightning.threat import Threat, TransformationThreat
 
 Items = list[tuple[int, int, Tensor]]
@@ -42,9 +42,9 @@ class StoredPrediction(pl.LightningModule):
         images, targets, indices = batch
         prepared = self.threat.prepare(images)
         items = [(int(i), int(y), x) for x, y, i in zip(prepared, targets, indices, strict=True)]
-        labels = {index: label for index, label, _ in items}
+        known = {index: {"label": label, "input": content_digest(x)} for index, label, x in items}
         for record in self.records(items):
-            self.store.append({"index": record["index"], "label": labels[record["index"]], **record})
+            self.store.append({"index": record["index"], **known[record["index"]], **record})
 
     def configure_optimizers(self) -> None:
         """Nothing is trained."""

@@ -2,10 +2,10 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from gsmooth_lightning.smoothed import SmoothedClassifier
@@ -61,11 +61,11 @@ class ClassifierModule(pl.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
         self._step(self.validation, batch, "val")
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer and schedule, as Lightning takes them."""
         optimizer = self.optimizer(self.smoothed.base.parameters())
         if self.scheduler is None:
-            return {"optimizer": optimizer}
+            return optimizer
         told = "total_steps" in inspect.signature(self.scheduler).parameters
         schedule = self.scheduler(optimizer, **({"total_steps": self.total_steps} if told else {}))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": self.interval}}
+        return [optimizer], [{"scheduler": schedule, "interval": self.interval}]  # type: ignore[return-value]

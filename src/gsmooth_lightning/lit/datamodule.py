@@ -88,18 +88,36 @@ class ImageDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         data = self.split("val")
-        return DataLoader(data, batch_size=self.batch_size, num_workers=self._workers(data))
+        return Loader(data, batch_size=self.batch_size, num_workers=self._workers(data))
 
     def predict_dataloader(self) -> DataLoader:
         visited = self.visited
         todo = [i for i in visited.indices if i not in self.done]
         workers = self._workers(self.split(self.split_name))
-        return DataLoader(Subset(visited.dataset, todo), batch_size=self.in_flight, num_workers=workers)
+        return Loader(Subset(visited.dataset, todo), batch_size=self.in_flight, num_workers=workers)
 
 
-class SeededLoader(DataLoader):
-    """Shuffled batches; every pass starts by seeding torch, so that a training resumed at an epoch's end goes on as if it
-    had never stopped. (A hook at the epoch's start comes too late: Lightning fetches a resumed epoch's first batch
+def until_failure(batches: Iterator[Any]) -> Iterator[Any]:
+    """Batches; when one fails, or nobody wants more, the loader's processes end at once. (Left to the garbage collector
+    they hold the command up for seconds, and their queues print tracebacks.)"""
+    try:
+        yield from batches
+    finally:
+        stop = getattr(batches, "_shutdown_workers", None)
+        if stop is not None:
+            stop()
+
+
+class Loader(DataLoader):
+    """A loader that ends its processes when reading fails."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return until_failure(super().__iter__())
+
+
+class SeededLoader(Loader):
+    """Shuffled batches; every pass starts by seeding torch, so that a training resumed at an epoch's end goes on as if
+    it had never stopped. (A hook at the epoch's start comes too late: Lightning fetches a resumed epoch's first batch
     before. And workers live for one pass: those that persist would keep their generators' state.)
 
     Args:
@@ -112,7 +130,7 @@ class SeededLoader(DataLoader):
         super().__init__(data, batch_size=batch_size, shuffle=True, num_workers=workers)
         self.seed = seed
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         torch.manual_seed(int(np.random.SeedSequence(self.seed()).generate_state(1, np.uint64)[0]))
         return super().__iter__()
 

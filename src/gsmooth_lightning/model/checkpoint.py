@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ PREFIX = "smoothed.base."
 """Where `ClassifierModule` keeps the base network."""
 
 HOLDERS = ("state_dict", "net", "model")
-"""Where checkpoints keep their weights: Lightning's, Cohen's and SmoothAdv's; MACER's; robustness-lib's and timm's."""
+"""Where checkpoints keep their weights: Lightning's, Cohen's and SmoothAdv's; MACER's; others'."""
 
 NORMALISATION = ("means", "sds", "mean", "std")
 """Names of the statistics that some normalisation layers save."""
@@ -58,7 +58,8 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
             if keys
         ]
         arch = content.get("arch")
-        made_for = f"the model it was made for (its arch is {arch!r})" if arch else "the model it was made for"
+        named = f" (its arch is {arch!r})" if isinstance(arch, str) else ""
+        made_for = f"the model it was made for{named}"
         raise RequestError(f"{path} does not fit the network: it {' and '.join(parts)}; choose {made_for}")
     broken = [key for key, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
     if broken:
@@ -71,25 +72,52 @@ def _weights(content: object) -> dict[str, Tensor] | None:
     if not isinstance(content, dict):
         return None
     state = next((content[holder] for holder in HOLDERS if isinstance(content.get(holder), dict)), content)
-    return state if state and all(isinstance(value, Tensor) for value in state.values()) else None
+    usual = all(isinstance(key, str) and _is_dense(value) for key, value in state.items())
+    return state if state and usual else None
 
 
-def _named_like(state: dict[str, Tensor], expected: Iterable[str]) -> dict[str, Tensor]:
-    """The weights under the network's names: without wrappers, and in the place where the network keeps its core."""
+def _is_dense(value: object) -> bool:
+    """A tensor with real numbers in it."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_meta or value.is_complex())
+
+
+def _named_like(state: dict[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
+    """The weights under the network's names: without wrappers, and in the place where the network keeps its core.
+
+    Of all pairs of a place in the file and a place in the network the first under which every name agrees; without one,
+    that with the most names in common, for the message.
+    """
     if any(key.startswith(PREFIX) for key in state):
         state = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
-    plain = {".".join(part for part in key.split(".") if part != "module"): value for key, value in state.items()}
-    if set(plain) & set(expected):
-        return plain
-    inner, place = _core(plain), _core(expected)
-    return {place + key.removeprefix(inner): value for key, value in plain.items()}
+    readings = [
+        {place + key.removeprefix(inner): value for key, value in state.items()}
+        for inner in _places(state)
+        for place in _places(expected)
+    ]
+    readings = [reading for reading in readings if len(reading) == len(state)]  # none overwrites another
+    return max(readings, key=lambda reading: (_fits(reading, expected), len(reading.keys() & set(expected))))
 
 
-def _core(keys: Iterable[str]) -> str:
-    """The place in a sequence where all names of a network lie, such as "1.", the normalisation's apart; or ""."""
-    places = {key.split(".")[0] for key in keys if key.split(".")[-1] not in NORMALISATION}
-    place = places.pop() if len(places) == 1 else ""
-    return f"{place}." if place.isdigit() else ""
+def _fits(state: Iterable[str], expected: Collection[str]) -> bool:
+    return {key for key in state if key in expected or not _is_statistic(key)} == set(expected)
+
+
+def _is_statistic(key: str) -> bool:
+    return key.split(".")[-1] in NORMALISATION
+
+
+def _places(keys: Iterable[str]) -> list[str]:
+    """Places in sequences and wrappers where all names lie, the normalisation's apart: "", "1.", "1.module.", ..."""
+    keys = [key for key in keys if not _is_statistic(key)]
+    places = [""]
+    while keys:
+        heads = {key.removeprefix(places[-1]).split(".")[0] for key in keys}
+        head = heads.pop()
+        place = f"{places[-1]}{head}."
+        if heads or not (head.isdigit() or head == "module") or not all(key.startswith(place) for key in keys):
+            break
+        places.append(place)
+    return places
 
 
 def _without_normalisation(

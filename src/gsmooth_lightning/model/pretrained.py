@@ -17,8 +17,8 @@ class Normalize(nn.Module):
         super().__init__()
         if len(mean) != len(std) or not all(s > 0 for s in std):
             raise RequestError(f"mean and std need one value a channel and std must be positive, got {mean} and {std}")
-        self.register_buffer("mean", torch.tensor(list(mean)).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(list(std)).view(-1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(list(mean), dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(list(std), dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std  # type: ignore[operator]
@@ -48,7 +48,8 @@ def torchvision_model(
         raise RequestError(f"torchvision has no classifier {name!r}; see torchvision.models.list_models()")
     if channels not in (1, 3):
         raise RequestError(f"torchvision's networks take 1 or 3 channels, not {channels}")
-    network = models.get_model(name, weights=None, num_classes=classes)
+    single = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}  # one output, in training too
+    network = models.get_model(name, weights=None, num_classes=classes, **single)
     return normalized(network if channels == 3 else nn.Sequential(GreyToRGB(), network), mean, std)
 
 

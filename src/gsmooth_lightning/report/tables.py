@@ -19,12 +19,14 @@ MEANING = {
 
 
 def default_radii(threat: Threat, records: Sequence[Record]) -> list[float]:
-    """Radii that a table shows: thirds of the threat's range, or quarters of l2 norm past the largest."""
+    """Radii that a table shows: thirds of the threat's range, or round steps past the largest radius, .25 at most."""
     if isinstance(threat, TransformationThreat):
         end = threat.clip(float("inf"))
         return [0.0, end / 3, 2 * end / 3, end]
     most = max((r["radius"] for r in records), default=0.0)
-    return [0.25 * k for k in range(max(2, min(9, int(most / 0.25) + 2)))]
+    steps = (s / 10**k for k in range(9) for s in (0.25, 0.1, 0.05))
+    step = next((s for s in steps if s <= most / 2), 0.25)
+    return [round(step * k, 12) for k in range(max(2, min(9, int(most / step) + 2)))]
 
 
 def share(hits: int, n: int) -> str:

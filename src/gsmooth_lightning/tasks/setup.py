@@ -107,7 +107,9 @@ def data_module(cfg: DictConfig) -> ImageDataModule:
     source, augment = instantiate(cfg.data.dataset), instantiate(cfg.data.augment)
     size = cfg.train.batch_size
     try:
-        return ImageDataModule(source, cfg.data.classes, size, augment, cfg.data.workers, split, **images, seed=cfg.seed)
+        return ImageDataModule(
+            source, cfg.data.classes, size, augment, cfg.data.workers, split, **images, seed=cfg.seed
+        )
     except TypeError as failure:
         raise RequestError(f"images: {failure}; correct the options of images") from failure
 

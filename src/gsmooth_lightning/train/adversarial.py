@@ -1,11 +1,13 @@
 """Adversarial training of the base classifier."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gsmooth_lightning.attack.pgd import check_box
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.smoothed import SmoothedClassifier
 
@@ -31,8 +33,9 @@ class AdversarialTraining(nn.Module):
         semantic: bool = True,
     ):
         super().__init__()
-        if not epsilon >= 0 or warmup < 0:
+        if not 0 <= epsilon < math.inf or warmup < 0:
             raise RequestError(f"objective needs epsilon >= 0 and warmup >= 0, got {epsilon} and {warmup}")
+        check_box(box)
         self.attack, self.epsilon, self.warmup = attack, epsilon, warmup
         self.box, self.semantic = None if box is None else tuple(box), semantic
 
@@ -52,7 +55,7 @@ class AdversarialTraining(nn.Module):
 def frozen(network: nn.Module) -> Iterator[None]:
     """The network as a fixed function: evaluation mode, so that an attack moves no batch statistics; no gradients of
     its weights."""
-    training = network.training
+    modes = [(module, module.training) for module in network.modules()]
     needing = [p for p in network.parameters() if p.requires_grad]
     network.eval()
     for p in needing:
@@ -60,7 +63,8 @@ def frozen(network: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        network.train(training)
+        for module, training in modes:
+            module.training = training
         for p in needing:
             p.requires_grad_(True)
 

@@ -1,11 +1,13 @@
 """SmoothAdv: adversarial training of the smoothed classifier."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gsmooth_lightning.attack.pgd import check_box
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.train.adversarial import frozen, warmed
@@ -42,10 +44,11 @@ class SmoothAdv(nn.Module):
         semantic: bool = True,
     ):
         super().__init__()
-        if m < 1 or not epsilon >= 0 or warmup < 0:
+        if m < 1 or m != int(m) or not 0 <= epsilon < math.inf or warmup < 0:
             raise RequestError(
                 f"objective needs m >= 1, epsilon >= 0 and warmup >= 0, got m={m}, epsilon={epsilon}, warmup={warmup}"
             )
+        check_box(box)
         self.attack, self.epsilon, self.m, self.warmup = attack, epsilon, m, warmup
         self.box, self.semantic = None if box is None else tuple(box), semantic
 
