@@ -365,7 +365,7 @@ def test_images_must_be_float32():
 def test_noise_must_be_gaussian_with_independent_pixels():
     for noise in (None, Gaussian(covariance=torch.eye(16))):
         smoothed = SmoothedClassifier(Constant(), 3, noise=noise)
-        with pytest.raises(UncertifiableError, match="Gaussian pixel noise"):
+        with pytest.raises(UncertifiableError, match="no radius in l2; use noise=gaussian"):
             AdditiveCertifier(FixedN()).check(smoothed, PixelThreat())
 
 

@@ -129,7 +129,7 @@ def test_keys_without_targets():
     images = set(cfg.images)
     parameters = inspect.signature(ImageDataModule).parameters
     assert images - {"split"} <= set(parameters)
-    elsewhere = {"dataset", "classes", "batch_size", "augment", "workers", "split"}
+    elsewhere = {"dataset", "classes", "batch_size", "augment", "workers", "split", "seed"}
     assert set(parameters) - elsewhere == images - {"split"}
     assert set(cfg.attack) <= set(inspect.signature(worst_of_k).parameters)
     own = {"optimizer", "scheduler", "interval", "epochs", "batch_size", "ema", "patience"}

@@ -19,7 +19,7 @@ from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.preprocess import DiscVignette, LowPass, Preprocess
 from gsmooth_lightning.smoothed import LEVELS, SmoothedClassifier
 from gsmooth_lightning.smoothing import Gaussian
-from gsmooth_lightning.stream import Stream
+from gsmooth_lightning.stream import Stream, content_digest
 from gsmooth_lightning.threat import TransformationThreat
 from gsmooth_lightning.transform import Rotation
 from plans import finish
@@ -292,10 +292,11 @@ def test_error_bounds_refuse():
 
 
 def test_stored_bound_is_returned_by_image():
-    records = [
-        {"index": i, "value": 0.1 * i, "rho": 0.01, "alpha": 1e-4, "guarantee": "sound", "details": {"draws": 7}}
-        for i in (4, 9)
-    ]
-    smoothed, threat, (x,) = digits([0])
+    smoothed, threat, (x, other) = digits([0, 1])
+    made_for = content_digest(x)
+    same = {"input": made_for, "rho": 0.01, "alpha": 1e-4, "guarantee": "sound", "details": {"draws": 7}}
+    records = [{"index": i, "value": 0.1 * i, **same} for i in (4, 9)]
+    with pytest.raises(RequestError, match="image 9 was made for other pixels"):
+        finish(StoredBound(records).procedure(smoothed, threat, other, Stream(0, 9)))
     bound = finish(StoredBound(records).procedure(smoothed, threat, x, Stream(0, 9)))
     assert bound == Bound(0.9, 0.01, 1e-4, "sound", {"draws": 7})

@@ -22,7 +22,7 @@ from gsmooth_lightning.error.sampled import soft_excess
 from gsmooth_lightning.errors import RequestError, UncertifiableError
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Gaussian
-from gsmooth_lightning.stream import Stream
+from gsmooth_lightning.stream import Stream, content_digest
 from gsmooth_lightning.threat import PixelThreat, TransformationThreat
 from gsmooth_lightning.transform import Additive, Rotation
 from plans import Known, finish
@@ -79,7 +79,15 @@ def slide(e, gamma, c=1.0):
 def certified(pa, e, rho, pb=None, gamma=10.0):
     """The radius that JointCertifier states for known pA, E and rho; None for an abstention."""
     smoothed, threat = slide(e, gamma)
-    stored = {"index": 0, "value": e, "rho": rho, "alpha": 1e-4, "guarantee": "sound", "details": {}}
+    stored = {
+        "index": 0,
+        "input": content_digest(X),
+        "value": e,
+        "rho": rho,
+        "alpha": 1e-4,
+        "guarantee": "sound",
+        "details": {},
+    }
     certifier = JointCertifier(Known(pa, pb), StoredBound([stored]))
     certificate = finish(certifier.procedure(smoothed, threat, X, Stream(0, 0)))
     return None if certificate.prediction < 0 else certificate.radius
@@ -306,7 +314,19 @@ def test_radius_is_clipped_to_the_attack_range(gamma_range):
     low, high = gamma_range
     smoothed, _ = slide(0.1, 1.0)
     threat = TransformationThreat(Slide(KAPPA * UNIT), low, high)
-    error = StoredBound([{"index": 0, "value": 0.1, "rho": 0.0, "alpha": 0.0, "guarantee": "sound", "details": {}}])
+    error = StoredBound(
+        [
+            {
+                "index": 0,
+                "input": content_digest(X),
+                "value": 0.1,
+                "rho": 0.0,
+                "alpha": 0.0,
+                "guarantee": "sound",
+                "details": {},
+            }
+        ]
+    )
     certifier = JointCertifier(Known(1 - 1e-8), error)
     radius = finish(certifier.procedure(smoothed, threat, X, Stream(0, 0))).radius
     assert radius == min(-low if low else high, high if high else -low)
@@ -381,7 +401,15 @@ def test_threshold_of_a_radius_is_where_the_fixed_radius_reaches_it(radius, e, r
     """pA just above threshold(r) certifies r with known pA, just below does not: one theorem, two plans."""
     smoothed, threat = slide(e, 10.0)
     plan = Known(0.9)
-    stored = {"index": 0, "value": e, "rho": rho, "alpha": 0.0, "guarantee": "sound", "details": {}}
+    stored = {
+        "index": 0,
+        "input": content_digest(X),
+        "value": e,
+        "rho": rho,
+        "alpha": 0.0,
+        "guarantee": "sound",
+        "details": {},
+    }
     finish(JointCertifier(plan, StoredBound([stored])).procedure(smoothed, threat, X, Stream(0, 0)))
     threshold = plan.threshold(radius)
     slack = smoothed.slack(X)
@@ -399,7 +427,15 @@ def test_threshold_is_out_of_reach_when_rho_is():
     for rho in (0.5, 0.8, 1.0):
         smoothed, threat = slide(0.1, 10.0)
         plan = Known(0.9)
-        stored = {"index": 0, "value": 0.1, "rho": rho, "alpha": 0.0, "guarantee": "sound", "details": {}}
+        stored = {
+            "index": 0,
+            "input": content_digest(X),
+            "value": 0.1,
+            "rho": rho,
+            "alpha": 0.0,
+            "guarantee": "sound",
+            "details": {},
+        }
         certificate = finish(JointCertifier(plan, StoredBound([stored])).procedure(smoothed, threat, X, Stream(0, 0)))
         assert plan.threshold(0.1) >= 1
         assert certificate.radius == 0

@@ -62,9 +62,10 @@ class SmoothedClassifier(nn.Module):
         self.law, self.noise = law, noise
         if (self.transform.dim > 0) != (law is not None):
             raise RequestError(f"the transformation {self.transform.name} and a law of its parameters go together")
-        if isinstance(noise, Gaussian) and (9 * noise.largest_sigma + 2) * self.levels > 2**24:
+        if noise is not None and (max(map(abs, noise.span)) + 2) * self.levels > 2**24:
             raise RequestError(
-                f"pixel noise sigma must be below {(2**24 / self.levels - 2) / 9:.1f}: inputs lie in [-1, 1]"
+                f"pixel noise is too wide for exact sums: a Gaussian's sigma must be below "
+                f"{(2**24 / self.levels - 2) / 9:.1f}, other laws must lie within +-{2**24 / self.levels - 2:.0f}"
             )
 
     # -------------------------------------------------- one draw, in two parts
@@ -174,14 +175,17 @@ class SmoothedClassifier(nn.Module):
         """Total variation between the draws as sampled and as the theorems take them.
 
         Subtracted from pA once: the certificate is for the classifier under the exact normal law, whose pA the sampled
-        votes understate by at most this. Theta is rounded to float32, whose grid has 2^24 points in each of the 30
-        binades between 2^-26 and 13 standard deviations, fewer than the 26 * 2^25 allowed for here; below lies a mass
-        of 1.2e-8, within the same allowance.
+        votes understate by at most this. Theta is rounded to float32. A normal one meets a grid with 2^24 points in
+        each of the 30 binades between 2^-26 and 13 standard deviations, fewer than the 26 * 2^25 allowed for here;
+        below lies a mass of 1.2e-8, within the same allowance. For other laws 26 * 2^28 allows for every float32.
         """
         pixels = 0.0
         if isinstance(self.noise, Gaussian):
             pixels = sampling_slack(x.numel(), self.noise.largest_sigma * self.levels)
-        return pixels + sampling_slack(self.transform.dim, 2.0**25)
+        elif self.noise is not None:  # every cell of the law's span, beyond which lies 2^-52 of the mass
+            low, high = self.noise.span
+            pixels = sampling_slack(x.numel(), (high - low) * self.levels / 26)
+        return pixels + sampling_slack(self.transform.dim, 2.0**25 if isinstance(self.law, Gaussian) else 2.0**28)
 
     @torch.inference_mode()
     def check_function(self, x: Tensor) -> None:

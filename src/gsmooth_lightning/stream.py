@@ -47,6 +47,10 @@ class Source:
             return torch.from_numpy(self._numpy.random(shape))
         return torch.rand(shape, generator=self._torch, dtype=torch.float64, device=self.device)
 
+    def exponential(self, *shape: int) -> Tensor:
+        """Exponentials of mean 1, float64, of the given shape: quantiles -ln(1 - u), at most 36.8."""
+        return self.uniform(*shape).neg_().log1p_().neg_()
+
 
 class TrainingSource:
     """Draws from torch's global generator in float32: for training, where nothing needs an address."""
@@ -57,6 +61,14 @@ class TrainingSource:
     def normal(self, *shape: int) -> Tensor:
         """Standard normals, float32, of the given shape."""
         return torch.randn(shape, device=self.device)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform draws of [0, 1), float32, of the given shape."""
+        return torch.rand(shape, device=self.device)
+
+    def exponential(self, *shape: int) -> Tensor:
+        """Exponentials of mean 1, float32, of the given shape."""
+        return self.uniform(*shape).neg_().log1p_().neg_()
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,18 @@ from torch.nn import functional
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.transform import Transform
 
-SAVED = {"float": (0, 1, None), "8bit": (0, 1, 255), "16bit": (-1, 1, 32768)}
-"""Format -> range of the inputs, and steps between 0 and 1: images as floats or bytes, waveforms as 16-bit samples."""
+SAVED = {"float": (0, 1, None), "8bit": (0, 1, 255), "16bit": (-1, 1, 32768), "real": (-1, 1, None)}
+"""Format -> range of clean inputs, and steps between 0 and 1: images as floats or bytes, waveforms as 16-bit samples,
+either as real numbers."""
 
 
 class Threat(ABC):
     """An attack on files: what is done to an image or waveform, and how the result is saved.
 
     Args:
-        saved: "8bit" (images, values k/255), "float" (images), "16bit" (waveforms, values k/32768). It holds for the
-            clean input as well.
+        saved: "8bit" (images, values k/255), "float" (images, clipped), "16bit" (waveforms, values k/32768), "real"
+            (attacked values are passed on as they are, neither rounded nor clipped). It holds for the clean input as
+            well.
         size: side in pixels to which images are enlarged (bicubic) before anything else; None keeps them.
     """
 
@@ -39,7 +41,8 @@ class Threat(ABC):
     @property
     def inputs(self) -> str:
         """What the numbers of an input are, for tables."""
-        return "samples in [-1, 1]" if self.saved == "16bit" else "pixels in [0, 1]"
+        low, high, _ = SAVED[self.saved]
+        return {"16bit": "samples", "real": "values"}.get(self.saved, "pixels") + f" in [{low}, {high}]"
 
     def prepare(self, x: Tensor) -> Tensor:
         """The clean inputs of this threat, (n, c, h, w) images or (n, c, t) waveforms: enlarged, clamped, saved.
@@ -55,19 +58,22 @@ class Threat(ABC):
             )
         if self.size is not None and tuple(x.shape[-2:]) != (self.size, self.size):
             x = functional.interpolate(x, size=(self.size, self.size), mode="bicubic", align_corners=False)
-        return self.save(x)
+        return self.save(x.clamp(low, high))
 
     def save(self, x: Tensor) -> Tensor:
         """What a viewer reads back from the saved file."""
         low, high, levels = SAVED[self.saved]
+        if self.saved == "real":
+            return x
         if levels is None:
             return x.clamp(low, high)
         top = high - 1 / levels if low < 0 else high  # two's complement ends one step below 1
         return (torch.round(x * levels) / levels).clamp(low, top)
 
-    def _file(self) -> str:
+    def file(self) -> str:
         enlarged = f"images enlarged to {self.size}x{self.size} (bicubic), " if self.size else ""
-        return enlarged + ("kept as floats" if self.saved == "float" else f"saved with {self.saved[:-3]} bits")
+        kept = {"float": "kept as floats", "real": "kept as real numbers, neither rounded nor clipped"}
+        return enlarged + kept.get(self.saved, f"saved with {self.saved.removesuffix('bit')} bits")
 
     @abstractmethod
     def describe(self) -> str:
@@ -75,12 +81,20 @@ class Threat(ABC):
 
 
 class PixelThreat(Threat):
-    """Adds any delta with ||delta||_2 below the radius."""
+    """Adds any delta with ||delta|| below the radius.
 
-    unit = "l2"
+    Args:
+        norm: "l2" or "l1".
+    """
+
+    def __init__(self, saved: str = "8bit", size: int | None = None, norm: str = "l2"):
+        super().__init__(saved, size)
+        if norm not in ("l2", "l1"):
+            raise RequestError(f"threat.norm must be l2 or l1, got {norm!r}")
+        self.norm = self.unit = norm
 
     def describe(self) -> str:
-        return f"any change of l2 norm at most the radius ({self.inputs}), {self._file()}"
+        return f"any change of {self.norm} norm at most the radius ({self.inputs}), {self.file()}"
 
 
 class TransformationThreat(Threat):
@@ -134,8 +148,8 @@ class TransformationThreat(Threat):
 
     def describe(self) -> str:
         angles = "any real number" if self.step is None else f"multiples of {self.step:g}"
-        method = getattr(self.transform, "interpolation", "")
+        method = f"; {self.transform.interpolation}" if hasattr(self.transform, "interpolation") else ""
         return (
-            f"{self.transform.name} by {self.low:g} to {self.high:g} {self.unit} ({angles}; {method}), "
-            f"once, {self._file()}"
+            f"{self.transform.name} by {self.low:g} to {self.high:g} {self.unit} ({angles}{method}), "
+            f"once, {self.file()}"
         )

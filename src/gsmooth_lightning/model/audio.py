@@ -21,6 +21,8 @@ class MFCCNet(nn.Module):
         coefficients: cepstral coefficients kept.
         window, hop: lengths of the Fourier window and of its step, in samples.
         mels: mel bands.
+        gain: of the waveform. The logarithm's floor, 1e-6, then lies at energies of 1e-6 / gain^2, about those of noise
+            with sigma .006: without it digital silence would look like nothing the network saw under noise.
 
     Raises:
         RequestError: no such ResNet.
@@ -35,6 +37,7 @@ class MFCCNet(nn.Module):
         window: int = 480,
         hop: int = 160,
         mels: int = 64,
+        gain: float = 0.01,
     ):
         super().__init__()
         if not name.startswith("resnet") or name not in models.list_models(module=models):
@@ -42,9 +45,10 @@ class MFCCNet(nn.Module):
         self.mfcc = MFCC(
             rate, coefficients, log_mels=True, melkwargs={"n_fft": window, "hop_length": hop, "n_mels": mels}
         )
+        self.gain = gain
         self.scale = Normalize([0.0], [10.0])
         self.network = models.get_model(name, weights=None, num_classes=classes)
         self.network.conv1 = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:  # (n, 1, t) -> (n, classes)
-        return self.network(self.scale(self.mfcc(x)))  # (n, 1, coefficients, frames)
+        return self.network(self.scale(self.mfcc(self.gain * x)))  # (n, 1, coefficients, frames)

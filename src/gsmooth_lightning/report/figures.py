@@ -1,6 +1,6 @@
 """Pictures of what was certified."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -17,7 +17,7 @@ INK, BLUE, RED = "#222222", "#2166ac", "#b2182b"
 def report_figure(
     records: Sequence[Record], threat: Threat, image: Callable[[int], Tensor], attacked: Sequence[Record] = ()
 ) -> Figure:
-    """The certified-accuracy curve, beside a contact sheet of images turned to their certified parameters.
+    """The certified-accuracy curve; under a transformation beside a contact sheet of images at their certified ends.
 
     Args:
         records: certificates.
@@ -25,7 +25,7 @@ def report_figure(
         image: index -> clean image of the data set, (c, h, w), for the contact sheet.
         attacked: records of an attack on the same images.
     """
-    if not isinstance(threat, TransformationThreat):
+    if not isinstance(threat, TransformationThreat) or image(records[0]["index"]).ndim != 3:
         figure = Figure(figsize=(6.4, 4.8), layout="constrained", facecolor="white")
         _curve(figure, records, threat, attacked)
         return figure
@@ -33,6 +33,24 @@ def report_figure(
     left, right = cast(np.ndarray, figure.subfigures(1, 2, width_ratios=(1.15, 1)))
     _curve(left, records, threat, attacked)
     _contact_sheet(right, records, threat, image)
+    return figure
+
+
+def comparison_figure(runs: Mapping[str, Sequence[Record]]) -> Figure:
+    """Certified accuracy of several runs with radii in one unit, a curve each with its 95 % interval over images."""
+    figure = Figure(figsize=(7.2, 4.8), layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    end = 1.05 * max(r["radius"] for records in runs.values() for r in records) or 1.0
+    radii = np.linspace(0, end, 241)
+    for name, records in runs.items():
+        value, low, high = certified_accuracy(records, list(radii))
+        (line,) = axes.plot(radii, value, linewidth=2, label=f"{name} ({len(records)} images)")
+        axes.fill_between(radii, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
+    units = {r["unit"] for records in runs.values() for r in records}
+    axes.set(xlabel=f"radius ({', '.join(sorted(units))})", ylabel="certified accuracy", xlim=(0, end), ylim=(0, 1.02))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8)
     return figure
 
 
@@ -66,10 +84,10 @@ def _curve(figure, records: Sequence[Record], threat: Threat, attacked: Sequence
 def _contact_sheet(
     figure, records: Sequence[Record], threat: TransformationThreat, image: Callable[[int], Tensor], columns: int = 8
 ) -> None:
-    """Two rows of images: each turned to one end of its certified range, clean, and turned to the other end."""
+    """Two rows of images: each at one end of its certified range, clean, and at the other end."""
     shown = [records[i] for i in np.unique(np.linspace(0, len(records) - 1, 2 * columns).astype(int))]
     axes = figure.subplots(6, columns, squeeze=False)
-    figure.suptitle(f"turned to the ends of the certified range ({threat.unit})", fontsize=11)
+    figure.suptitle(f"at the ends of the certified range ({threat.unit})", fontsize=11)
     for cell in axes.flat:
         cell.axis("off")
     for k, record in enumerate(shown):
@@ -78,16 +96,15 @@ def _contact_sheet(
         good = record["prediction"] == record["label"]
         name = "abstained" if record["prediction"] == -1 else f"{record['prediction']}"
         for row, sign in enumerate((-1, 0, 1)):
-            gamma = torch.tensor([[sign * record["radius"]]], dtype=torch.float32)
+            end = min(max(sign * record["radius"], threat.low), threat.high)
+            gamma = torch.tensor([[end]], dtype=torch.float32)
             cell = axes[top + row, column]
             cell.imshow(_displayed(threat.apply(clean, gamma)[0] if sign else clean[0]), cmap="gray", vmin=0, vmax=1)
             if sign:
-                cell.set_title(
-                    f"{sign * record['radius']:+.0f}" if good and record["radius"] else "", fontsize=7, pad=1
-                )
+                cell.set_title(f"{end:+.3g}" if good and record["radius"] else "", fontsize=7, pad=1)
             else:
                 cell.set_title(name, fontsize=8, pad=1, color=INK if good else RED)
 
 
 def _displayed(x: Tensor) -> np.ndarray:
-    return x.permute(1, 2, 0).squeeze(-1).cpu().numpy()
+    return x.clamp(0, 1).permute(1, 2, 0).squeeze(-1).cpu().numpy()

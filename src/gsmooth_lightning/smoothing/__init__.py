@@ -1,6 +1,11 @@
 """Smoothing laws: what is sampled, and how far it certifies."""
 
 from gsmooth_lightning.smoothing.base import Law
+from gsmooth_lightning.smoothing.exponential import Exponential
+from gsmooth_lightning.smoothing.folded_normal import FoldedNormal
 from gsmooth_lightning.smoothing.gaussian import Gaussian
+from gsmooth_lightning.smoothing.laplace import Laplace
+from gsmooth_lightning.smoothing.rayleigh import Rayleigh
+from gsmooth_lightning.smoothing.uniform import Uniform
 
-__all__ = ["Gaussian", "Law"]
+__all__ = ["Exponential", "FoldedNormal", "Gaussian", "Laplace", "Law", "Rayleigh", "Uniform"]

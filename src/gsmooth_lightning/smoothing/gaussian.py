@@ -1,11 +1,12 @@
 """The normal law, isotropic, diagonal or full."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from scipy.stats import norm
+from scipy.stats import norm as normal
 from torch import Tensor
 
 from gsmooth_lightning.errors import RequestError
@@ -20,6 +21,8 @@ class Gaussian(Law):
     kept while sqrt(delta' Sigma^-1 delta) < (z(pA) - z(pB)) / 2 (Cohen et al. 2019, Theorem 1; for Sigma: theory.md
     section 2).
 
+    A log-normal law of a parameter that an attack multiplies by c is this law of its logarithm: |ln c| is the shift.
+
     Args:
         sigma: standard deviation, one number for all coordinates or a tensor or list of the shape of Z.
         covariance: (d, d) covariance instead, for Z of shape (d,).
@@ -28,6 +31,7 @@ class Gaussian(Law):
         RequestError: sigma not positive and finite, or covariance not symmetric positive definite.
     """
 
+    norm = "l2"
     sigma: Tensor
     cholesky: Tensor | None
 
@@ -70,11 +74,20 @@ class Gaussian(Law):
             raise RequestError("this law has more than one sigma; its region is an ellipsoid, not a radius")
         return float(self.sigma)
 
+    @property
+    def span(self) -> tuple[float, float]:
+        return -9 * self.largest_sigma, 9 * self.largest_sigma
+
     def sample(self, source: Source | TrainingSource, n: int, shape: tuple[int, ...]) -> Tensor:
         draws = source.normal(n, *shape)
         if self.cholesky is not None:
             return draws @ self.cholesky.T.to(draws.dtype)
         return draws.mul_(self.sigma.to(draws.dtype))
+
+    def log_density(self, z: Tensor) -> Tensor:
+        z = z[:, None] if z.ndim == 1 else z
+        scales = self.sigma.expand(z.shape[1:]) if self.cholesky is None else self.cholesky.diagonal()
+        return -self.gauge(z).square() / 2 - scales.log().sum() - scales.numel() / 2 * math.log(2 * math.pi)
 
     def gauge(self, delta: Tensor) -> Tensor:
         """sqrt(delta' Sigma^-1 delta), float64."""
@@ -84,12 +97,22 @@ class Gaussian(Law):
         return (delta / self.sigma).flatten(1).norm(dim=1)
 
     def transfer(self, p: ArrayLike, size: ArrayLike):
-        return norm.cdf(norm.ppf(p) - np.asarray(size))
+        return normal.cdf(normal.ppf(p) - np.asarray(size))
 
     def radius(self, pa: ArrayLike, pb: ArrayLike):
         """(z(pA) - z(pB)) / 2 in gauge units (multiply by sigma for l2), 0 where pA <= pB."""
         pa, pb = np.asarray(pa, dtype=float), np.asarray(pb, dtype=float)
-        return np.where(pa > pb, (norm.ppf(pa) - norm.ppf(pb)) / 2, 0.0)
+        return np.where(pa > pb, (normal.ppf(pa) - normal.ppf(pb)) / 2, 0.0)
+
+    def required(self, size: ArrayLike):
+        """Phi(size)."""
+        return normal.cdf(size)
+
+    def reach(self, size: ArrayLike):
+        """sigma * size: an l2 radius; for other laws than isotropic ones that of the ellipsoid's inscribed ball."""
+        if self.cholesky is not None:
+            return float(torch.linalg.matrix_norm(self.cholesky, -2)) * np.asarray(size)
+        return float(self.sigma.min()) * np.asarray(size)
 
     def extra_repr(self) -> str:
         if self.cholesky is not None:

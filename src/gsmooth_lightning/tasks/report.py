@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gsmooth_lightning.certify.store import Record, read, read_identity
 from gsmooth_lightning.errors import RequestError
-from gsmooth_lightning.report.figures import report_figure
+from gsmooth_lightning.report.figures import comparison_figure, report_figure
 from gsmooth_lightning.report.tables import attack_rows, bound_rows, certificate_rows, markdown, text
 from gsmooth_lightning.tasks.launch import command
 from gsmooth_lightning.tasks.setup import data_module, images_in_words
@@ -26,6 +26,7 @@ def show(stores: Sequence[str | Path], radii: Sequence[float] | None = None, out
         raise RequestError(f"radii must be a list of numbers from 0 on, such as [0,10,20], got {radii}")
     columns: dict[str, dict[str, str]] = {}
     certificates: list[Record] = []
+    runs: dict[str, list[Record]] = {}
     attacked: list[Record] = []
     certified_with: DictConfig | None = None
     name = ""
@@ -40,6 +41,7 @@ def show(stores: Sequence[str | Path], radii: Sequence[float] | None = None, out
         threat, images = instantiate(settings.threat), images_in_words(settings)
         if kind == "certify":
             certificates, certified_with, name = records, settings, folder.name
+            runs[name] = records
             columns[name] = certificate_rows(records, threat, images, source, radii)
         elif kind == "attack":
             attacked, name = records, name or folder.name
@@ -61,9 +63,12 @@ def show(stores: Sequence[str | Path], radii: Sequence[float] | None = None, out
         target.mkdir(parents=True, exist_ok=True)
         written[0].write_text(markdown(columns) + "\n")
         if certified_with is not None:
-            data = data_module(certified_with)
+            if len(runs) > 1:
+                figure = comparison_figure(runs)
+            else:
+                image = data_module(certified_with).image
+                figure = report_figure(certificates, instantiate(certified_with.threat), image, attacked)
             written.append(target / "report.png")
-            figure = report_figure(certificates, instantiate(certified_with.threat), data.image, attacked)
             figure.savefig(written[-1], dpi=150)
     except OSError as failure:
         raise RequestError(f"cannot write the report to {target} ({failure.strerror}); set out=FOLDER") from failure

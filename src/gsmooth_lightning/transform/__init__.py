@@ -1,6 +1,21 @@
 """Parametrised transformations psi(x, theta)."""
 
 from gsmooth_lightning.transform.base import Additive, Identity, Resolvable, Transform
-from gsmooth_lightning.transform.geometric import Rotation
+from gsmooth_lightning.transform.blur import GaussianBlur
+from gsmooth_lightning.transform.geometric import CyclicTranslation, Rotation
+from gsmooth_lightning.transform.intensity import Brightness, BrightnessContrast, Contrast, Gamma, Volume
 
-__all__ = ["Additive", "Identity", "Resolvable", "Rotation", "Transform"]
+__all__ = [
+    "Additive",
+    "Brightness",
+    "BrightnessContrast",
+    "Contrast",
+    "CyclicTranslation",
+    "Gamma",
+    "GaussianBlur",
+    "Identity",
+    "Resolvable",
+    "Rotation",
+    "Transform",
+    "Volume",
+]

@@ -1,4 +1,4 @@
-"""Rotation about the image's centre."""
+"""Rotation about the image's centre, and cyclic translation."""
 
 import math
 from functools import lru_cache
@@ -45,6 +45,27 @@ class Rotation(Additive):
 
     def extra_repr(self) -> str:
         return self.interpolation
+
+
+class CyclicTranslation(Additive):
+    """Moves pixels down and right by whole numbers (rounded), those that leave come back on the other side.
+
+    A finite group: shifts add modulo the image's size, exactly.
+    """
+
+    dim = 2
+    unit = "pixels"
+    name = "cyclic translation"
+    exact = True
+
+    def forward(self, x: Tensor, theta: Tensor) -> Tensor:
+        n, channels, h, w = x.shape
+        shift = theta.round().long()  # (n, 2): down, right
+        rows = (torch.arange(h, device=x.device) - shift[:, :1]) % h
+        columns = (torch.arange(w, device=x.device) - shift[:, 1:]) % w
+        batch = torch.arange(n, device=x.device)[:, None, None, None]
+        channel = torch.arange(channels, device=x.device)[None, :, None, None]
+        return x[batch, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
 @lru_cache(maxsize=16)

@@ -1,0 +1,252 @@
+"""The direct certificate of exact transformations: classifiers whose flip is known, and what is refused."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import laplace, norm
+from torch import nn
+
+from conftest import QUIET, records, run_task
+from gsmooth_lightning.certify import AdditiveCertifier
+from gsmooth_lightning.confidence import FixedN, GroupSequential
+from gsmooth_lightning.errors import RequestError, UncertifiableError
+from gsmooth_lightning.preprocess import LowPass, Preprocess
+from gsmooth_lightning.smoothed import SmoothedClassifier
+from gsmooth_lightning.smoothing import Exponential, Gaussian, Laplace, Uniform
+from gsmooth_lightning.stream import Stream
+from gsmooth_lightning.threat import PixelThreat, TransformationThreat
+from gsmooth_lightning.transform import Brightness, Contrast, Gamma, GaussianBlur, Rotation, Volume
+from plans import Known, finish
+
+
+class Threshold(nn.Module):
+    """Class 0 where a number made of the image exceeds `limit`, class 1 elsewhere."""
+
+    def __init__(self, measure, limit):
+        super().__init__()
+        self.measure, self.limit = measure, limit
+
+    def forward(self, x):
+        lead = self.measure(x.double().flatten(1)) - self.limit
+        return torch.stack([lead, -lead], 1)
+
+
+def rms(x):
+    return x.square().mean(1).sqrt()
+
+
+def mean(x):
+    return x.mean(1)
+
+
+X = torch.from_numpy(np.random.default_rng(0).integers(40, 200, (1, 6, 6))).float() / 255
+M, RMS = float(X.double().mean()), float(rms(X.double().flatten()[None]))
+GREY = torch.full((1, 6, 6), 0.5)
+
+FLIPS = {
+    # transform, image, sigma, measure, limit, the parameter at which the base classifier flips (below 0)
+    "brightness": (Brightness(), X, 0.3, mean, M - 0.2, -0.2),
+    "contrast": (Contrast(), X, 0.4, mean, M * 0.7, math.log(0.7)),
+    "volume": (Volume(), X, 3.0, rms, RMS * 0.6, 20 * math.log10(0.6)),
+    "gamma, darker": (Gamma(), GREY, 0.5, mean, 0.3, -math.log(math.log(0.3) / math.log(0.5))),
+}
+"""theory.md section 12: the smoothed classifier flips where the base classifier does, R = distance to it."""
+
+
+def smoothed_for(name):
+    transform, x, sigma, measure, limit, flip = FLIPS[name]
+    classifier = SmoothedClassifier(Threshold(measure, limit), 2, transform, law=Gaussian(sigma), block=32).eval()
+    return classifier, TransformationThreat(transform, -9, 9, saved="real"), x, sigma, abs(flip)
+
+
+@pytest.mark.parametrize("name", FLIPS)
+def test_radius_of_a_threshold_classifier_is_the_distance_to_its_flip(name):
+    """pA = Phi(R / sigma) exactly, so the certified radius is R, less the sampler's slack, and never above."""
+    classifier, threat, x, sigma, flip = smoothed_for(name)
+    certifier = AdditiveCertifier(Known(float(norm.cdf(flip / sigma))))
+    certifier.check(classifier, threat)
+    certificate = finish(certifier.procedure(classifier, threat, x, Stream(0, 0)))
+    assert certificate.radius <= flip
+    assert certificate.radius == pytest.approx(flip, rel=1e-4)
+    assert certificate.guarantee == "sound"
+    assert certificate.unit == threat.transform.unit
+
+
+@pytest.mark.parametrize("name", FLIPS)
+def test_an_attack_within_the_sampled_radius_never_flips(name):
+    """Votes really drawn; the attacked image's votes, drawn anew, keep the class up to the radius and flip past R."""
+    classifier, threat, x, _, flip = smoothed_for(name)
+    ((_, certificate),) = AdditiveCertifier(FixedN(100, 4000, 1e-3)).certify(classifier, threat, [(7, x)])
+    assert certificate.prediction == 0
+    assert 0.5 * flip < certificate.radius < flip
+    sign = -1 if name != "gamma, darker" else 1
+    for fraction, expected in ((1.0, 0), (-1.0, 0), (1.15 * flip / certificate.radius, 1)):
+        gamma = torch.tensor([[sign * fraction * certificate.radius]], dtype=torch.float32)
+        attacked = threat.apply(x[None], gamma)[0]
+        votes = finish(classifier.sample(attacked, Stream(3, 7), "attack", 0, 20_000))
+        assert votes[:-1].argmax() == expected, f"{fraction} of the radius"
+
+
+def test_thresholds_of_a_sequential_plan_are_the_fixed_plans_radii():
+    """pA just above threshold(r) certifies r and just below does not."""
+    classifier, threat, x, sigma, _ = smoothed_for("brightness")
+    plan = Known(0.9)
+    finish(AdditiveCertifier(plan).procedure(classifier, threat, x, Stream(0, 0)))
+    for radius in (0.05, 0.3, 0.8):
+        needed = plan.threshold(radius)
+        assert needed == pytest.approx(norm.cdf(radius / sigma) + classifier.slack(x), abs=1e-10)
+        for change, reached in ((1e-8, True), (-1e-8, False)):
+            known = AdditiveCertifier(Known(needed + change))
+            certificate = finish(known.procedure(classifier, threat, x, Stream(0, 0)))
+            assert (certificate.radius >= radius) == reached
+
+
+def test_a_sequential_plan_decides_brightness_radii():
+    classifier, threat, x, _, _ = smoothed_for("brightness")
+    plan = GroupSequential([0.05, 0.15, 0.3], n=4000)
+    ((_, certificate),) = AdditiveCertifier(plan).certify(classifier, threat, [(0, x)])
+    assert certificate.radius == 0.15
+
+
+def test_a_radius_ends_where_the_threat_does():
+    classifier, _, x, _, _ = smoothed_for("brightness")
+    threat = TransformationThreat(Brightness(), -0.07, 0.05, saved="real")
+    certificate = finish(AdditiveCertifier(Known(0.99)).procedure(classifier, threat, x, Stream(0, 0)))
+    assert certificate.radius == 0.05
+
+
+def test_noise_beside_the_law_changes_nothing():
+    """Pixel noise is randomness of the vote: the parameters' law alone is shifted."""
+    classifier, threat, x, _, flip = smoothed_for("brightness")
+    laws = {"law": Gaussian(0.3), "noise": Gaussian(0.1)}
+    noisy = SmoothedClassifier(classifier.base, 2, Brightness(), block=32, **laws).eval()
+    certifier = AdditiveCertifier(Known(float(norm.cdf(flip / 0.3))))
+    certifier.check(noisy, threat)
+    radius = finish(certifier.procedure(noisy, threat, x, Stream(0, 0))).radius
+    assert radius == pytest.approx(flip, rel=1e-4)
+
+
+def test_blur_of_one_mode_flips_where_it_must():
+    """theory.md section 12: amplitude A exp(-v lambda / 2) above c until v = t; under Exp(L) the smoothed classifier
+    flips at t - ln 2 / L, and that is what is certified."""
+    mode = torch.cos(torch.pi / 12 * 2 * (torch.arange(12.0) + 0.5)).expand(1, 12, 12)
+    rate, level, tail = 2 - 2 * math.cos(math.pi * 2 / 12), 0.5, 0.2
+    x = 0.5 + 0.4 * mode
+
+    def amplitude(rows):
+        return ((rows.view(-1, 12, 12) - 0.5) * mode[0].double()).sum((1, 2)) / float(mode.square().sum())
+
+    flip = 2 * math.log(0.4 / (level * 0.4)) / rate
+    classifier = SmoothedClassifier(Threshold(amplitude, level * 0.4), 2, GaussianBlur(), law=Exponential(tail)).eval()
+    threat = TransformationThreat(GaussianBlur(), 0, 50, saved="real")
+    certifier = AdditiveCertifier(Known(1 - math.exp(-tail * flip)))  # P(v < t)
+    certifier.check(classifier, threat)
+    radius = finish(certifier.procedure(classifier, threat, x, Stream(0, 0))).radius
+    assert flip - math.log(2) / tail > 1
+    assert radius <= flip - math.log(2) / tail
+    assert radius == pytest.approx(flip - math.log(2) / tail, rel=1e-4)
+    for v, expected in ((0.97 * radius, 0), (1.05 * radius, 1)):
+        votes = finish(
+            classifier.sample(threat.apply(x[None], torch.tensor([[v]]))[0], Stream(1, 0), "attack", 0, 20_000)
+        )
+        assert votes[:-1].argmax() == expected
+
+
+class OnePixel(nn.Module):
+    """Class 0 while one pixel stays below a limit: the worst case of an l1 attack."""
+
+    def __init__(self, limit):
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, x):
+        lead = self.limit - x[:, 0, 2, 3].double()
+        return torch.stack([lead, -lead], 1)
+
+
+@pytest.mark.parametrize(("law", "pa"), [(Laplace(0.2), laplace.cdf(1.5)), (Uniform(-0.5, 0.5), 0.5 + 0.3)])
+def test_l1_radius_is_the_distance_of_the_one_pixel(law, pa):
+    """pA = F(d / b), and 1/2 + d for the box: the certified l1 radius is d."""
+    x = torch.full((1, 4, 5), 51 / 255)
+    d = 0.3
+    smoothed = SmoothedClassifier(OnePixel(51 / 255 + d), 2, noise=law, block=32).eval()
+    certifier = AdditiveCertifier(Known(float(pa)))
+    certifier.check(smoothed, PixelThreat(norm="l1"))
+    certificate = finish(certifier.procedure(smoothed, PixelThreat(norm="l1"), x, Stream(0, 0)))
+    assert certificate.unit == "l1"
+    assert certificate.radius == pytest.approx(d, rel=1e-4)
+    assert certificate.radius <= d
+    floats = finish(certifier.procedure(smoothed, PixelThreat("float", norm="l1"), x, Stream(0, 0))).radius
+    assert certificate.radius - floats == pytest.approx(1.1 * 20 / smoothed.levels, rel=1e-3)
+    ((_, sampled),) = AdditiveCertifier(FixedN(100, 4000)).certify(smoothed, PixelThreat(norm="l1"), [(0, x)])
+    assert 0.7 * d < sampled.radius < d
+
+
+@pytest.mark.parametrize(
+    ("noise", "norm", "words"),
+    [
+        (Gaussian(0.3), "l1", "no radius in l1; use noise=laplace"),
+        (Laplace(0.3), "l2", "no radius in l2; use noise=gaussian"),
+        (Exponential(3.0), "l1", "no radius in l1"),
+        (None, "l1", "no radius in l1"),
+    ],
+)
+def test_noise_without_a_radius_in_the_norm_is_refused(noise, norm, words):
+    classifier = SmoothedClassifier(OnePixel(0.5), 2, noise=noise).eval()
+    with pytest.raises(UncertifiableError, match=words):
+        AdditiveCertifier(FixedN()).check(classifier, PixelThreat(norm=norm))
+
+
+def test_l1_through_preprocessing_is_refused():
+    classifier = SmoothedClassifier(OnePixel(0.5), 2, noise=Laplace(0.3), preprocess=Preprocess([LowPass(3)])).eval()
+    with pytest.raises(UncertifiableError, match="preprocess=none"):
+        AdditiveCertifier(FixedN()).check(classifier, PixelThreat(norm="l1"))
+    with pytest.raises(RequestError, match=r"threat\.norm must be l2 or l1"):
+        PixelThreat(norm="l7")
+
+
+def test_a_one_sided_law_certifies_no_negative_shift():
+    classifier = SmoothedClassifier(Threshold(mean, 0.5), 2, Brightness(), law=Exponential(3.0)).eval()
+    with pytest.raises(UncertifiableError, match=r"set threat\.low=0"):
+        AdditiveCertifier(FixedN()).check(classifier, TransformationThreat(Brightness(), -0.5, 0.5, saved="real"))
+    AdditiveCertifier(FixedN()).check(classifier, TransformationThreat(Brightness(), 0, 0.5, saved="real"))
+
+
+@pytest.mark.parametrize(
+    ("transform", "threat", "words"),
+    [
+        (Brightness(), TransformationThreat(Brightness(), -0.5, 0.5), "not exact in files saved with 8 bits"),
+        (Brightness(), TransformationThreat(Brightness(), -0.5, 0.5, saved="float"), "threat.saved=real"),
+        (Volume(), TransformationThreat(Volume(), -3, 3, saved="16bit"), "saved with 16 bits"),
+        (Contrast(), TransformationThreat(Brightness(), -0.5, 0.5, saved="real"), "smoothed over contrast"),
+        (Rotation(), TransformationThreat(Rotation(), -5, 5, saved="real"), "certify=joint"),
+        (Brightness(), PixelThreat(saved="real"), "transform=identity"),
+    ],
+)
+def test_what_is_not_exact_is_refused(transform, threat, words):
+    classifier = SmoothedClassifier(Threshold(mean, 0.5), 2, transform, law=Gaussian(0.3), noise=Gaussian(0.1)).eval()
+    with pytest.raises(UncertifiableError, match=words):
+        AdditiveCertifier(FixedN()).check(classifier, threat)
+
+
+def test_real_values_are_neither_rounded_nor_clipped():
+    threat = TransformationThreat(Brightness(), -2, 2, saved="real")
+    x = torch.tensor([[[[0.1234567, 0.9]]]])
+    torch.testing.assert_close(threat.apply(x, torch.tensor([[1.5]])), x + 1.5, atol=0, rtol=0)
+    assert "neither rounded nor clipped" in threat.describe()
+    with pytest.raises(RequestError, match="between -1 and 1"):
+        threat.prepare(x * 200)
+
+
+def test_certified_through_the_commands(here):
+    """Trained under random brightness, certified for it: the table is in its unit."""
+    options = (*QUIET, "transform=brightness", "threat=brightness", "law.sigma=0.2", "noise=none", "error=none")
+    options = (*options, "preprocess=none", "certify=direct")
+    checkpoint = run_task("train", *options, "train.epochs=8", "store=trained")
+    run_task("certify", *options, f"checkpoint={checkpoint}", "sampling.n=200", "images.first=12", "store=run")
+    found = records(here / "run")
+    assert {r["unit"] for r in found} == {"brightness"}
+    assert sum(r["prediction"] == r["label"] for r in found) >= 9
+    assert max(r["radius"] for r in found) > 0.3
