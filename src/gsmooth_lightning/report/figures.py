@@ -11,6 +11,9 @@ from torch import Tensor
 from gsmooth_lightning.report.curves import Record, certified_accuracy
 from gsmooth_lightning.threat import Threat, TransformationThreat
 
+COLUMNS = 8
+"""Images in a row of the contact sheet."""
+
 INK, BLUE, RED = "#222222", "#2166ac", "#b2182b"
 
 
@@ -25,14 +28,16 @@ def report_figure(
         image: index -> clean image of the data set, (c, h, w), for the contact sheet.
         attacked: records of an attack on the same images.
     """
-    if not isinstance(threat, TransformationThreat) or image(records[0]["index"]).ndim != 3:
+    places = np.unique(np.linspace(0, len(records) - 1, 2 * COLUMNS).astype(int))
+    shown = {i: image(records[i]["index"]) for i in places} if isinstance(threat, TransformationThreat) else {}
+    if not isinstance(threat, TransformationThreat) or shown[0].ndim != 3:  # nothing to look at in a waveform
         figure = Figure(figsize=(6.4, 4.8), layout="constrained", facecolor="white")
         _curve(figure, records, threat, attacked)
         return figure
     figure = Figure(figsize=(12, 5.4), layout="constrained", facecolor="white")
     left, right = cast(np.ndarray, figure.subfigures(1, 2, width_ratios=(1.15, 1)))
     _curve(left, records, threat, attacked)
-    _contact_sheet(right, records, threat, image)
+    _contact_sheet(right, [(records[i], x) for i, x in shown.items()], threat)
     return figure
 
 
@@ -81,18 +86,15 @@ def _curve(figure, records: Sequence[Record], threat: Threat, attacked: Sequence
     axes.legend(loc="lower left", fontsize=8)
 
 
-def _contact_sheet(
-    figure, records: Sequence[Record], threat: TransformationThreat, image: Callable[[int], Tensor], columns: int = 8
-) -> None:
+def _contact_sheet(figure, shown: Sequence[tuple[Record, Tensor]], threat: TransformationThreat) -> None:
     """Two rows of images: each at one end of its certified range, clean, and at the other end."""
-    shown = [records[i] for i in np.unique(np.linspace(0, len(records) - 1, 2 * columns).astype(int))]
-    axes = figure.subplots(6, columns, squeeze=False)
+    axes = figure.subplots(6, COLUMNS, squeeze=False)
     figure.suptitle(f"at the ends of the certified range ({threat.unit})", fontsize=11)
     for cell in axes.flat:
         cell.axis("off")
-    for k, record in enumerate(shown):
-        clean = threat.prepare(image(record["index"])[None])
-        top, column = 3 * (k // columns), k % columns
+    for k, (record, x) in enumerate(shown):
+        clean = threat.prepare(x[None])
+        top, column = 3 * (k // COLUMNS), k % COLUMNS
         good = record["prediction"] == record["label"]
         name = "abstained" if record["prediction"] == -1 else f"{record['prediction']}"
         for row, sign in enumerate((-1, 0, 1)):
