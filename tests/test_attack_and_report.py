@@ -68,6 +68,7 @@ def record(index, label, prediction, radius, base=None) -> dict:
     return {
         "index": index,
         "label": label,
+        "input": f"digest {index}",
         "base": label if base is None else base,
         "prediction": prediction,
         "radius": radius,
@@ -112,6 +113,7 @@ def test_contradictions_are_attacks_inside_the_certified_radius():
     attacked = {
         "index": 1,
         "label": 4,
+        "input": "digest 1",
         "gammas": [0.0, -30.0, 9.0, 11.0],
         "smoothed": [4, 1, 4, 2],
         "base": [4, 4, 4, 4],
@@ -121,7 +123,11 @@ def test_contradictions_are_attacks_inside_the_certified_radius():
     assert contradictions(attacked, RECORDS[1]) == 1
     assert contradictions(attacked, RECORDS[3]) == 0
     rows = attack_rows([attacked], RECORDS)
-    assert rows["certificates contradicted by the attack"] == "1"
+    assert rows["certificates contradicted by the attack"] == "1 of 1 attacked"
+    elsewhere = attack_rows([attacked | {"index": 99}], RECORDS)
+    assert elsewhere["certificates contradicted by the attack"] == "0 of 0 attacked"
+    with pytest.raises(RequestError, match="of other images"):
+        attack_rows([attacked | {"input": "digest 7"}], RECORDS)
     assert rows["attacked accuracy, base (worst of k)"].startswith("1.000")
     assert rows["attacked accuracy, smoothed (worst of k)"].startswith("0.000")
 

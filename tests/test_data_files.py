@@ -339,18 +339,31 @@ def test_kitti_labels_and_folds(tmp_path):
 
 def test_speech_follows_the_official_lists(tmp_path):
     """When all three parts hold clips; clips of background noise are no word."""
-    testing = ["yes/00000000_nohash_0.wav", "no/00000001_nohash_0.wav"]
-    layouts.speech(tmp_path, {"yes": SPEAKERS[:5], "no": SPEAKERS[:4]}, ["yes/00000002_nohash_0.wav"], testing)
+    testing = [f"{word}/0000000{k}_nohash_0.wav" for k in (0, 1) for word in ("yes", "no")]
+    validation = ["yes/00000002_nohash_0.wav", "no/00000002_nohash_0.wav"]
+    layouts.speech(tmp_path, {"yes": SPEAKERS[:5], "no": SPEAKERS[:4]}, validation, testing)
     data = SpeechCommands(str(tmp_path))
     parts = {name: data.split(name, 2) for name in ("train", "val", "test")}
-    assert {name: len(part) for name, part in parts.items()} == {"train": 6, "val": 1, "test": 2}
-    assert parts["test"].files == [("yes/00000000_nohash_0.wav", 1), ("no/00000001_nohash_0.wav", 0)]
-    assert parts["val"].files == [("yes/00000002_nohash_0.wav", 1)]
-    assert not {name for name, _ in parts["train"].files} & {*testing, "yes/00000002_nohash_0.wav"}
+    assert {name: len(part) for name, part in parts.items()} == {"train": 3, "val": 2, "test": 4}
+    assert parts["test"].files == list(zip(testing, (1, 0, 1, 0), strict=True))
+    assert parts["val"].files == list(zip(validation, (1, 0), strict=True))
+    assert not {name for name, _ in parts["train"].files} & {*testing, *validation}
     assert "official lists" in data.describe()
     assert "speaker" not in data.describe()
     for part in parts.values():
         check_items(part, (1, 16000), 32768)
+
+
+def test_speech_lists_that_were_cut_are_refused(tmp_path):
+    """A speaker of the test list who also trains: the rest of the list is gone."""
+    layouts.speech(
+        tmp_path,
+        {"yes": SPEAKERS[:5], "no": SPEAKERS[:4]},
+        ["yes/00000002_nohash_0.wav"],
+        ["yes/00000000_nohash_0.wav"],
+    )
+    with pytest.raises(RequestError, match=r"speaker 00000000 is in testing_list\.txt .* not complete"):
+        SpeechCommands(str(tmp_path)).split("test", 2)
 
 
 @pytest.mark.parametrize("lists", ["test only", "none"])

@@ -45,6 +45,18 @@ X = torch.from_numpy(np.random.default_rng(0).integers(40, 200, (1, 6, 6))).floa
 M, RMS = float(X.double().mean()), float(rms(X.double().flatten()[None]))
 GREY = torch.full((1, 6, 6), 0.5)
 
+
+class Steps(Brightness):
+    """Brightness in steps of a size: another size is another transformation."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
+
+    def forward(self, x, theta):
+        return super().forward(x, theta * self.size)
+
+
 FLIPS = {
     # transform, image, sigma, measure, limit, the parameter at which the base classifier flips (below 0)
     "brightness": (Brightness(), X, 0.3, mean, M - 0.2, -0.2),
@@ -70,7 +82,8 @@ def test_radius_of_a_threshold_classifier_is_the_distance_to_its_flip(name):
     certificate = finish(certifier.procedure(classifier, threat, x, Stream(0, 0)))
     assert certificate.radius <= flip
     assert certificate.radius == pytest.approx(flip, rel=1e-4)
-    assert certificate.guarantee == "sound"
+    assert certificate.guarantee == "heuristic"
+    assert "real arithmetic" in certificate.details["rests_on"]
     assert certificate.unit == threat.transform.unit
 
 
@@ -199,6 +212,16 @@ def test_noise_without_a_radius_in_the_norm_is_refused(noise, norm, words):
         AdditiveCertifier(FixedN()).check(classifier, PixelThreat(norm=norm))
 
 
+def test_blur_has_no_negative_variances():
+    """Neither drawn nor attacked."""
+    classifier = SmoothedClassifier(Threshold(mean, 0.5), 2, GaussianBlur(), law=Uniform(0, 4)).eval()
+    AdditiveCertifier(FixedN()).check(classifier, TransformationThreat(GaussianBlur(), 0, 5, saved="real"))
+    with pytest.raises(UncertifiableError, match="no parameters below 0"):
+        AdditiveCertifier(FixedN()).check(classifier, TransformationThreat(GaussianBlur(), -1, 5, saved="real"))
+    with pytest.raises(RequestError, match="must be finite"):
+        TransformationThreat(GaussianBlur(), 0, math.inf, saved="real")
+
+
 def test_l1_through_preprocessing_is_refused():
     classifier = SmoothedClassifier(OnePixel(0.5), 2, noise=Laplace(0.3), preprocess=Preprocess([LowPass(3)])).eval()
     with pytest.raises(UncertifiableError, match="preprocess=none"):
@@ -221,6 +244,8 @@ def test_a_one_sided_law_certifies_no_negative_shift():
         (Brightness(), TransformationThreat(Brightness(), -0.5, 0.5, saved="float"), "threat.saved=real"),
         (Volume(), TransformationThreat(Volume(), -3, 3, saved="16bit"), "saved with 16 bits"),
         (Contrast(), TransformationThreat(Brightness(), -0.5, 0.5, saved="real"), "smoothed over contrast"),
+        (Steps(1.0), TransformationThreat(Steps(10.0), -0.5, 0.5, saved="real"), "same settings"),
+        (GaussianBlur(), TransformationThreat(GaussianBlur(), 0, 5, saved="real"), "no parameters below 0"),
         (Rotation(), TransformationThreat(Rotation(), -5, 5, saved="real"), "certify=joint"),
         (Brightness(), PixelThreat(saved="real"), "transform=identity"),
     ],

@@ -1,5 +1,6 @@
 """What the attacker may do. Certificates, error bounds and tables state it."""
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -121,8 +122,8 @@ class TransformationThreat(Threat):
         super().__init__(saved, size)
         if transform.dim != 1:
             raise RequestError(f"a threat by {transform.name} needs a transformation with one parameter")
-        if not low <= 0 <= high or low == high:
-            raise RequestError(f"the threat's range must contain 0 and more, got {low} to {high}")
+        if not -math.inf < low <= 0 <= high < math.inf or low == high:
+            raise RequestError(f"the threat's range must be finite and contain 0 and more, got {low} to {high}")
         if step is not None and not step > 0:
             raise RequestError(f"threat.step must be positive or null, got {step}")
         self.transform, self.low, self.high, self.step = transform, float(low), float(high), step

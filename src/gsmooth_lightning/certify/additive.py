@@ -10,10 +10,16 @@ from gsmooth_lightning.certify.base import Certificate, Certifier, round_down
 from gsmooth_lightning.errors import UncertifiableError
 from gsmooth_lightning.preprocess import Preprocess
 from gsmooth_lightning.smoothed import SmoothedClassifier
-from gsmooth_lightning.smoothing import Law
+from gsmooth_lightning.smoothing import Gaussian, Laplace, Law, Uniform
 from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.threat import PixelThreat, Threat, TransformationThreat
-from gsmooth_lightning.transform import Additive, Identity
+from gsmooth_lightning.transform import Additive, Identity, same
+
+REAL = "real arithmetic: that float32 rounds the transformation is not covered"
+"""What a direct certificate of a transformation takes for granted."""
+
+RADIAL: dict[str, tuple[type[Law], ...]] = {"l2": (Gaussian,), "l1": (Laplace, Uniform)}
+"""Laws of pixel noise whose radius in a norm is proved in every dimension."""
 
 ROUNDING = 1.1
 """Two half steps of the grid a pixel, and a tenth for the preprocessing's float32."""
@@ -30,7 +36,8 @@ class AdditiveCertifier(Certifier):
     Exact additive transformations (brightness, contrast, gamma, blur, volume): the law is the parameters',
     psi(psi(x, gamma), theta) = psi(x, gamma + theta) in real arithmetic, and the radius is in their unit (Fischer et
     al. 2020, Theorem 4.2; TSS). Pixel noise beside it changes nothing. Files that round or clip what the attacker
-    computed are refused.
+    computed are refused. These certificates are labelled `heuristic`: in float32 the equation holds up to rounding, and
+    a network made for it could tell apart what the theorem takes as equal (theory.md section 11).
     """
 
     def check(self, smoothed: SmoothedClassifier, threat: Threat) -> None:
@@ -70,8 +77,9 @@ class AdditiveCertifier(Certifier):
             x,
             stream,
             unit=threat.unit,
-            guarantee="sound",
+            guarantee="heuristic" if transformed else "sound",
             alpha=self.plan.alpha,
+            details={"rests_on": REAL} if transformed else {},
         )
 
 
@@ -81,21 +89,25 @@ def _law_of_parameters(smoothed: SmoothedClassifier, threat: TransformationThrea
     if not (isinstance(theirs, Additive) and theirs.exact):
         how = getattr(theirs, "interpolation", "its")
         raise UncertifiableError(f"{theirs.name} is not exact under {how} interpolation; use certify=joint")
-    if type(mine) is not type(theirs):
+    if not same(mine, theirs):
         raise UncertifiableError(
             f"the classifier is smoothed over {mine.name}, the threat is {theirs.name}: smooth over the threat's "
-            "transformation (transform and threat must name the same one)"
+            "transformation (transform and threat must name the same one, with the same settings)"
         )
     if threat.saved != "real":
         raise UncertifiableError(
             f"{theirs.name} is not exact in files {threat.file()}; use threat.saved=real, which certifies the values "
-            "as computed"
+            "before that"
         )
     law = smoothed.law
     assert law is not None  # SmoothedClassifier demands it beside a transformation
     if law.one_sided and threat.low < 0:
         raise UncertifiableError(
             f"this law certifies no negative {threat.unit}; set threat.low=0, or choose a two-sided law"
+        )
+    if min(threat.low, law.span[0]) < theirs.lowest:
+        raise UncertifiableError(
+            f"{theirs.name} has no parameters below {theirs.lowest:g}; set threat.low to it and choose a one-sided law"
         )
     return law
 
@@ -105,7 +117,7 @@ def _law_of_pixels(smoothed: SmoothedClassifier, threat: Threat) -> Law:
     if not isinstance(threat, PixelThreat):
         raise UncertifiableError("the direct certificate covers pixel noise and transformations; use threat=l2")
     noise, norm = smoothed.noise, threat.norm
-    if noise is None or noise.one_sided or noise.norm != norm or getattr(noise, "cholesky", None) is not None:
+    if not isinstance(noise, RADIAL[norm]) or getattr(noise, "cholesky", None) is not None:
         fitting = {"l2": "noise=gaussian", "l1": "noise=laplace or noise=uniform"}[norm]
         raise UncertifiableError(f"this pixel noise has no radius in {norm}; use {fitting}")
     if smoothed.law is not None:

@@ -8,7 +8,7 @@ from torchvision import datasets
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
-from gsmooth_lightning.data.base import Files, ImageData, Inputs
+from gsmooth_lightning.data.base import SPLITS, Files, ImageData, Inputs
 from gsmooth_lightning.errors import RequestError
 
 RESTRICTED = {
@@ -76,7 +76,8 @@ class ImageFolder(ImageData):
         train, own = self.root / "train", self.root / "val"
         if name == "test":
             folder = self.root / self.test
-            return (folder if folder.is_dir() or train.is_dir() else self.root), None
+            flat = not any((self.root / split).is_dir() for split in SPLITS)
+            return (self.root if flat else folder), None
         if not train.is_dir():
             raise RequestError(
                 f"{train} is missing, so {self.root} has a test split only; put training images there, or use "

@@ -54,8 +54,18 @@ class SpeechCommands(ImageData):
             chosen = [clip for clip in clips[None] if _tenth(clip[2]) in SPEAKERS[name]]
         else:
             chosen = clips[SUBSETS[name]]
+            self._check_speakers()
         files = [(path, words.index(word)) for path, word, _ in chosen if word in words]
         return Files(files, self.folder, classes, read_second, nn.Identity())
+
+    def _check_speakers(self) -> None:
+        """Refuses lists under which a speaker trains and tests: a list that was cut."""
+        train, val, test = ({speaker for *_, speaker in self._clips[subset]} for subset in SUBSETS.values())
+        if test & (train | val):
+            raise RequestError(
+                f"speaker {min(test & (train | val))} is in testing_list.txt of {self.folder} and also outside it: the "
+                "lists are not complete; unpack the data set again"
+            )
 
     @cached_property
     def _clips(self) -> dict[str | None, list[tuple[str, str, str]]]:

@@ -55,6 +55,10 @@ def soft_excess(norms: np.ndarray, value: float) -> np.ndarray:
     return 2 * norm.cdf(np.maximum(norms - value, 0) / 2) - 1
 
 
+SEARCHED = "the interpolation error was searched on sampled parameters, not maximised over all of them"
+"""What a bound by sampling takes for granted, unless it tries every parameter there is."""
+
+
 class ImageBound(ErrorBound):
     """E and rho for this clean image (DistSPT^x; Theorem J, or J' with soft=True).
 
@@ -105,7 +109,8 @@ class ImageBound(ErrorBound):
             float(rho),
             self.alpha,
             "sound" if exhaustive else "heuristic",
-            {"draws": self.draws, "largest": float(max(chosen.max(), fresh.max())), "soft": self.soft},
+            {"draws": self.draws, "largest": float(max(chosen.max(), fresh.max())), "soft": self.soft}
+            | ({} if exhaustive else {"rests_on": SEARCHED}),
         )
 
 
@@ -179,7 +184,8 @@ class DistributionBound(ErrorBound):
             self.rho,
             self.alpha,
             "distributional" if exhaustive else "heuristic",
-            {"q_E": q, "images": len(rows), "draws": self.draws, "soft": False},
+            {"q_E": q, "images": len(rows), "draws": self.draws, "soft": False}
+            | ({} if exhaustive else {"rests_on": SEARCHED}),
         )
         return self.bound
 

@@ -61,7 +61,10 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
         named = f" (its arch is {arch!r})" if isinstance(arch, str) else ""
         made_for = f"the model it was made for{named}"
         raise RequestError(f"{path} does not fit the network: it {' and '.join(parts)}; choose {made_for}")
-    broken = [key for key, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    kinds = [key for key in state if state[key].is_floating_point() != expected[key].is_floating_point()]
+    if kinds:
+        raise RequestError(f"{path} holds {state[kinds[0]].dtype} for {kinds[0]}; save the weights as floating point")
+    broken = [key for key, value in state.items() if not torch.isfinite(value.to(expected[key].dtype)).all()]
     if broken:
         raise RequestError(f"{path} holds NaN or infinite weights in {broken[0]}; train again")
     network.load_state_dict(state)

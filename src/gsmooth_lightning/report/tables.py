@@ -6,15 +6,15 @@ import numpy as np
 import pandas as pd
 
 from gsmooth_lightning.confidence import proportion_interval
+from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.report.curves import Record, certified_accuracy
 from gsmooth_lightning.threat import Threat, TransformationThreat
 
 MEANING = {
-    "sound": "holds for every attack of the threat, with probability at least 1 - alpha an image",
+    "sound": "holds for every attack of the threat within the radius, with probability at least 1 - alpha an image",
     "distributional": "holds for a fraction q_E of images from the data's distribution, not for this image alone",
     "surrogate": "holds for the network that imitates the transformation, not for the transformation itself",
-    "heuristic": "the interpolation error was searched on sampled parameters, not maximised over all of them: "
-    "no proof against an attacker who finds a worse one",
+    "heuristic": "a hypothesis of the theorem was not proved: no proof against an attacker who finds where it fails",
 }
 
 
@@ -66,6 +66,7 @@ def certificate_rows(
         "alpha an image": f"{alpha:g} (of {n} images at most {n * alpha:.2g} false certificates expected)",
         "threat": threat.describe(),
         "guarantee": "; ".join(f"{g}: {MEANING[g]}" for g in guarantee),
+        **rests_on(records),
         "intervals": "95 % over images",
     }
     return rows
@@ -82,8 +83,11 @@ def attack_rows(records: Sequence[Record], certificates: Sequence[Record]) -> di
         ),
     }
     if certificates:
-        broken = sum(contradictions(r, by_index[r["index"]]) > 0 for r in records if r["index"] in by_index)
-        rows["certificates contradicted by the attack"] = str(broken)
+        common = [r for r in records if r["index"] in by_index]
+        if any(r["input"] != by_index[r["index"]]["input"] for r in common):
+            raise RequestError("the attack and the certificates are of other images; report them apart")
+        broken = sum(contradictions(r, by_index[r["index"]]) > 0 for r in common)
+        rows["certificates contradicted by the attack"] = f"{broken} of {len(common)} attacked"
     return rows
 
 
@@ -114,9 +118,16 @@ def bound_rows(records: Sequence[Record], threat: Threat, images: str, source: s
         "alpha_E an image": f"{max(r['alpha'] for r in records):g}",
         "threat": threat.describe(),
         "guarantee": "; ".join(f"{g}: {MEANING[g]}" for g in sorted({r["guarantee"] for r in records})),
+        **rests_on(records),
         "seconds an image": f"{np.mean([r['seconds'] for r in records]):.3f}",
     }
     return rows
+
+
+def rests_on(records: Sequence[Record]) -> dict[str, str]:
+    """The row that names unproved hypotheses, if there are any."""
+    named = {r.get("details", {}).get("rests_on") for r in records} - {None}
+    return {"not proved": "; ".join(sorted(named))} if named else {}
 
 
 def markdown(columns: dict[str, dict[str, str]]) -> str:

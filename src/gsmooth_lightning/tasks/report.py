@@ -2,17 +2,20 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from gsmooth_lightning.certify.store import Record, read, read_identity
+from gsmooth_lightning.certify.store import Record, check_identity, read, read_identity
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.report.figures import comparison_figure, report_figure
 from gsmooth_lightning.report.tables import attack_rows, bound_rows, certificate_rows, markdown, text
 from gsmooth_lightning.tasks.launch import command
-from gsmooth_lightning.tasks.setup import data_module, images_in_words
+from gsmooth_lightning.tasks.setup import CLASSIFIER, data_module, images_in_words
+
+JOINED = (*CLASSIFIER, "images", "checkpoint", "block", "versions")
+"""What an attack and the certificates it is reported with have in common."""
 
 
 def show(stores: Sequence[str | Path], radii: Sequence[float] | None = None, out: str | Path | None = None) -> str:
@@ -29,6 +32,7 @@ def show(stores: Sequence[str | Path], radii: Sequence[float] | None = None, out
     runs: dict[str, list[Record]] = {}
     attacked: list[Record] = []
     certified_with: DictConfig | None = None
+    certified: dict[str, Any] = {}
     name = ""
     for folder in map(Path, stores):
         identity, records = read_identity(folder), read(folder)
@@ -40,10 +44,12 @@ def show(stores: Sequence[str | Path], radii: Sequence[float] | None = None, out
         settings = cast(DictConfig, OmegaConf.load(folder / "config.yaml"))
         threat, images = instantiate(settings.threat), images_in_words(settings)
         if kind == "certify":
-            certificates, certified_with, name = records, settings, folder.name
+            certificates, certified_with, certified, name = records, settings, identity, folder.name
             runs[name] = records
             columns[name] = certificate_rows(records, threat, images, source, radii)
         elif kind == "attack":
+            if certified_with is not None:
+                check_identity(folder, certified, JOINED)
             attacked, name = records, name or folder.name
             columns.setdefault(
                 name,

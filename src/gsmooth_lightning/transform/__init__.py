@@ -1,6 +1,6 @@
 """Parametrised transformations psi(x, theta)."""
 
-from gsmooth_lightning.transform.base import Additive, Identity, Resolvable, Transform
+from gsmooth_lightning.transform.base import Additive, Identity, Resolvable, Transform, same
 from gsmooth_lightning.transform.blur import GaussianBlur
 from gsmooth_lightning.transform.geometric import CyclicTranslation, Rotation
 from gsmooth_lightning.transform.intensity import Brightness, BrightnessContrast, Contrast, Gamma, Volume
@@ -18,4 +18,5 @@ __all__ = [
     "Rotation",
     "Transform",
     "Volume",
+    "same",
 ]

@@ -1,8 +1,10 @@
 """What a transformation promises; the theorems ask for these types."""
 
+import math
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 
@@ -13,11 +15,13 @@ class Transform(nn.Module, ABC):
         dim: number of parameters.
         unit: unit of the parameters, as tables print it.
         name: name of the transformation in messages and tables.
+        lowest: least value of a parameter.
     """
 
     dim: ClassVar[int]
     unit: ClassVar[str]
     name: ClassVar[str]
+    lowest: ClassVar[float] = -math.inf
 
     @abstractmethod
     def forward(self, x: Tensor, theta: Tensor) -> Tensor:
@@ -56,3 +60,18 @@ class Identity(Additive):
 
     def forward(self, x: Tensor, theta: Tensor) -> Tensor:
         return x
+
+
+def same(a: Transform, b: Transform) -> bool:
+    """Whether two transformations are one: the same class, settings and weights."""
+
+    def settings(transform: Transform) -> dict[str, Any]:
+        own = {k: v for k, v in vars(transform).items() if not k.startswith("_") and k != "training"}
+        return own | dict(transform.state_dict())
+
+    mine, others = settings(a), settings(b)
+    return type(a) is type(b) and mine.keys() == others.keys() and all(_equal(mine[k], others[k]) for k in mine)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else bool(a == b)

@@ -25,6 +25,7 @@ class GaussianBlur(Additive):
     unit = "variance, pixels^2"
     name = "Gaussian blur"
     exact = True
+    lowest = 0.0
 
     def forward(self, x: Tensor, theta: Tensor) -> Tensor:
         if bool((theta < 0).any()):
