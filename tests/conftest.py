@@ -10,12 +10,14 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
 import pytest
+import torch
 from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -97,6 +99,18 @@ def run_main(command: str, *arguments: str) -> Ended:
     return Ended(code, out.getvalue(), err.getvalue(), error)
 
 
+def one_sentence(ended: Ended, *words: str) -> None:
+    """Exit status 2, no traceback, one line on stderr that starts with gsmooth and holds the words."""
+    if ended.error is not None:
+        raise AssertionError(f"the exception escaped: {ended.error!r}; stderr: {ended.err}") from ended.error
+    assert ended.code == 2, ended.err
+    assert "Traceback" not in ended.err
+    assert len(ended.lines) == 1, ended.err
+    assert ended.err.startswith("gsmooth")
+    for word in words:
+        assert word in ended.err
+
+
 def environment(**changes: str) -> dict[str, str]:
     """Of child processes: one thread, and no account of anything."""
     dropped = ("WANDB_API_KEY", "WANDB_MODE", "HYDRA_FULL_ERROR", "PYTHONPATH")
@@ -148,6 +162,18 @@ def timeless(folder: Path) -> dict[str, bytes]:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network trained for a few epochs on digits, good enough to certify some images."""
     return run_task("train", *TRAIN, f"store={tmp_path_factory.mktemp('trained')}")
+
+
+@pytest.fixture(scope="session")
+def network(tmp_path_factory) -> Callable[..., str]:
+    """Writes an untrained network for a configuration: enough for everything that fails before a certificate."""
+
+    def write(*overrides: str) -> str:
+        path = tmp_path_factory.mktemp("network") / "network.ckpt"
+        torch.save(hydra.utils.instantiate(compose("certify", *overrides).model).state_dict(), path)
+        return str(path)
+
+    return write
 
 
 @pytest.fixture(scope="session")

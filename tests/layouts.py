@@ -13,6 +13,13 @@ import soundfile
 from PIL import Image
 from torchvision import datasets
 
+TEST_IMAGES = {"test": {"cat": 2, "dog": 2}}
+TREE = {"train": {"cat": 6, "dog": 5}, **TEST_IMAGES}
+SPEAKERS = [f"{i:08x}" for i in range(20)]
+
+OF_TREE = ("data=folder", "data.size=8", "data.classes=2", "data.dataset.root=data")
+"""Overrides that read a tree like `TREE` below the folder `data`."""
+
 FIELDS = "0.00 0 -1.50 10.00 10.00 30.00 30.00 1.50 1.50 3.50 1.00 1.50 20.00 -1.50"
 """A line of a KITTI label file, without the kind of object."""
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gsmooth_lightning.confidence import Outcome, SamplingPlan
+from gsmooth_lightning.plans import Outcome, SamplingPlan
 
 
 def finish(procedure):

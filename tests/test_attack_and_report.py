@@ -9,7 +9,7 @@ from torch import nn
 from gsmooth_lightning.attack import worst_of_k
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.report.curves import certified_accuracy
-from gsmooth_lightning.report.figures import report_figure
+from gsmooth_lightning.report.figures import comparison_figure, report_figure
 from gsmooth_lightning.report.tables import attack_rows, certificate_rows, contradictions, default_radii, markdown, text
 from gsmooth_lightning.rounds import run_rounds
 from gsmooth_lightning.smoothed import SmoothedClassifier
@@ -44,18 +44,18 @@ def attack(low: float, high: float, step: float | None = None):
 
 def test_the_attack_finds_a_half_turn_and_not_less():
     found = attack(-180, 180)
-    assert found.gammas[:3] == [0, -180, 180]
-    for gamma, base, smoothed in zip(found.gammas, found.base, found.smoothed, strict=True):
+    assert found.gammas[:3] == [[0], [-180], [180]]
+    for (gamma,), base, smoothed in zip(found.gammas, found.base, found.smoothed, strict=True):
         if abs(abs(gamma) - 90) > 25:  # near a quarter turn the bar lies across both halves
             assert base == smoothed == (1 if abs(gamma) < 90 else 0)
-    assert abs(found.worst) > 115
+    assert abs(found.worst[0]) > 115
     calm = attack(-40, 40)
     assert set(calm.base) == set(calm.smoothed) == {1}
 
 
 def test_attacks_stay_in_the_threat_and_on_its_grid():
     found = attack(-40, 15, step=5)
-    assert all(-40 <= g <= 15 and g % 5 == 0 for g in found.gammas)
+    assert all(-40 <= g <= 15 and g % 5 == 0 for (g,) in found.gammas)
     assert len(found.gammas) == 12
     smoothed = SmoothedClassifier(RightHalf().eval(), 2, noise=Gaussian(0.1))
     with pytest.raises(RequestError, match=r"attack\.k"):
@@ -114,7 +114,7 @@ def test_contradictions_are_attacks_inside_the_certified_radius():
         "index": 1,
         "label": 4,
         "input": "digest 1",
-        "gammas": [0.0, -30.0, 9.0, 11.0],
+        "distances": [0.0, 30.0, 9.0, 11.0],
         "smoothed": [4, 1, 4, 2],
         "base": [4, 4, 4, 4],
     }
@@ -143,3 +143,17 @@ def test_figure_holds_curve_and_contact_sheet(tmp_path):
     shown = [axes for axes in figure.subfigs[1].axes if axes.images]
     assert len(shown) == 12
     assert report_figure(RECORDS, PixelThreat(), images.__getitem__).axes
+
+
+def test_runs_with_radii_in_different_units_have_a_panel_each():
+    """Degrees and l2 share no axis; each panel ends past its own largest radius."""
+    pixels = [r | {"unit": "l2", "radius": r["radius"] / 60} for r in RECORDS]
+    figure = comparison_figure({"turned": RECORDS, "noise": pixels, "again": RECORDS[:2]})
+    degrees, l2 = figure.axes
+    assert [degrees.get_xlabel(), l2.get_xlabel()] == ["radius (degrees)", "radius (l2)"]
+    assert [degrees.get_xlim()[1], l2.get_xlim()[1]] == pytest.approx([31.5, 0.525])
+    assert [line.get_label() for line in degrees.lines] == ["turned (4 images)", "again (2 images)"]
+    (line,) = l2.lines
+    assert line.get_label() == "noise (4 images)"
+    assert np.interp(0.4, *line.get_data()) == 0.25
+    assert len(comparison_figure({"turned": RECORDS, "again": RECORDS[:2]}).axes) == 1

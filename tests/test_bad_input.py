@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import QUIET, SMALL, records, run_main, run_task, script, shell, snapshot, timeless
+from conftest import QUIET, SMALL, one_sentence, records, run_main, run_task, script, shell, snapshot, timeless
 from gsmooth_lightning.data import Digits, ImageData, TensorImages
 from gsmooth_lightning.model import SmallCNN
 
@@ -52,6 +52,7 @@ def files(checkpoint, certified, tmp_path_factory) -> dict[str, Path]:
         torch.save(content, made[name])
 
     save("wide", SmallCNN(widths=(16, 64)).state_dict())
+    save("untrained", SmallCNN().state_dict())
     save("deep", SmallCNN(widths=(16, 32, 32)).state_dict())
     save("nan", {"state_dict": {k: v * float("nan") if v.is_floating_point() else v for k, v in state.items()}})
     save("pickled", {"state_dict": state, "hook": Payload()})
@@ -71,19 +72,9 @@ def files(checkpoint, certified, tmp_path_factory) -> dict[str, Path]:
             (raw / f"{part}-labels-idx1-ubyte").write_bytes(idx((count,), count))
     run_task("bound", *SMALL, f"checkpoint={checkpoint}", f"store={folder / 'bounds'}", "images.first=2")
     made["bounds"] = folder / "bounds"
+    made["stranger"] = folder / "stranger"  # an attack on another network
+    run_task("attack", *SMALL, f"checkpoint={made['untrained']}", f"store={made['stranger']}", "images.first=2")
     return made
-
-
-def one_sentence(ended, *words: str) -> None:
-    """Not 0, no traceback, one line on stderr that starts with gsmooth and holds the words."""
-    if ended.error is not None:
-        raise AssertionError(f"the exception escaped: {ended.error!r}; stderr: {ended.err}") from ended.error
-    assert ended.code not in (0, None), ended.err
-    assert "Traceback" not in ended.err
-    assert len(ended.lines) == 1, ended.err
-    assert ended.err.startswith("gsmooth")
-    for word in words:
-        assert word in ended.err
 
 
 @dataclass(frozen=True)
@@ -156,7 +147,11 @@ CASES = {
     "alpha no number": certify("sampling.alpha=abc", words=("alpha", "abc")),
     "radii not increasing": certify(*SEQUENTIAL, "sampling.radii=[20,10]", words=("radii", "increasing", "20, 10")),
     "radii no list": certify(*SEQUENTIAL, "sampling.radii=3", words=("radii",)),
-    "radius out of reach": certify(*SEQUENTIAL, "sampling.radii=[5,60]", words=("60", "out of reach", "sampling.n")),
+    "radius out of reach": certify(
+        *SEQUENTIAL, "threat.low=-90", "threat.high=90", "sampling.radii=[5,60]",
+        words=("60", "out of reach", "sampling.n"),
+    ),
+    "radius beyond the range": certify(*SEQUENTIAL, "sampling.radii=[5,60]", words=("60", "range of 10 degrees")),
     "sigma negative": certify("noise.sigma=-0.5", words=("sigma", "-0.5")),
     "sigma not finite": certify("noise.sigma=nan", words=("sigma", "nan")),
     "sigma no number": certify("noise.sigma=abc", words=("sigma", "abc")),
@@ -219,7 +214,7 @@ CASES = {
     ),
     "nothing to bound": Case("bound", trained("error=none", without=("error",)), ("error=none", "error=image")),
     "attack on pixels": Case("attack", trained(*L2, without=PIXEL), ("threat=rotation",)),
-    "threat by nothing": certify("transform=identity", words=("identity", "one parameter")),
+    "threat by nothing": certify("transform=identity", words=("identity", "with a parameter")),
     # stores
     "store of another run": certify(
         "store={certified}", "sampling.n=192", words=("another run", "sampling", "store=")
@@ -273,6 +268,20 @@ CASES = {
                  ("mine/config.yaml", "{certified}/config.yaml"),
                  ("mine/records.jsonl", '{"index": 0}\n{"index": 1}\n{"index\n{"index": 3}\n')),
     ),
+    "report of certificates and an attack on another classifier": Case(
+        "report", ("stores=[{certified},{stranger}]", "out=mine"), ("stranger", "another run", "checkpoint")
+    ),
+    "report of a store named twice": Case("report", ("stores=[{certified},{certified}/]", "out=mine"), ("twice",)),
+    "report of a file that is no log": Case(
+        "report", ("stores=letter.txt",), ("letter.txt", "neither a store nor a log"), prepare=(("letter.txt", "dear"),)
+    ),
+    "envelope of one store": Case("report", ("stores={certified}", "envelope=true"), ("envelope", "several runs")),
+    "envelope of bounds": Case("report", ("stores={bounds}", "envelope=true"), ("envelope", "several runs")),
+    "envelope no truth value": Case("report", ("stores={certified}", "envelope=abc"), ("envelope", "true or false")),
+    "log of degrees": Case(
+        "report", ("stores={certified}", "out=mine", "cohen=log.tsv"), ("l2", "degrees", "leave cohen out")
+    ),
+    "log of no certificates": Case("report", ("stores={bounds}", "cohen=log.tsv"), ("cohen=FILE", "not of 0")),
     "report below a file": Case(
         "report", ("stores={certified}", "out=letter.txt/x"), ("letter.txt/x", "out="), prepare=(("letter.txt", "x"),)
     ),

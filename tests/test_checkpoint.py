@@ -116,7 +116,7 @@ def assert_same_logits(source, target, shape=(4, 3, 32, 32), seed=0):
 
 def cohen(network, arch="cifar_resnet20"):
     """What Cohen's and SmoothAdv's train.py write."""
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)  # .1 blows 110 layers up
     network(torch.rand(2, 3, 32, 32)).sum().backward()
     optimizer.step()
     return {"epoch": 90, "arch": arch, "state_dict": network.state_dict(), "optimizer": optimizer.state_dict()}
@@ -440,6 +440,22 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, small, value):
     state = small.state_dict()
     state["features.1.running_var"][2] = value
     assert "NaN or infinite weights in features.1.running_var" in refusal(fresh(), saved(tmp_path, {"net": state}))
+
+
+def test_weights_that_single_precision_cannot_hold_are_refused(tmp_path, small):
+    """1e300 is finite in float64 and infinite in the network."""
+    state = {key: value.double() if value.is_floating_point() else value for key, value in small.state_dict().items()}
+    load_weights(fresh(), saved(tmp_path, state))
+    state["features.1.bias"][1] = 1e300
+    assert "NaN or infinite weights in features.1.bias" in refusal(fresh(), saved(tmp_path, state))
+
+
+def test_quantised_weights_are_refused(tmp_path, small):
+    """Whole numbers without their scale are other weights."""
+    state = small.state_dict()
+    state["features.0.weight"] = (100 * state["features.0.weight"]).to(torch.int8)
+    message = refusal(fresh(), saved(tmp_path, state))
+    assert "torch.int8 for features.0.weight; save the weights as floating point" in message
 
 
 class Trap:

@@ -88,7 +88,11 @@ def test_every_group_is_reachable(command):
         assert key in cfg
 
 
-OWN = {("model", "custom"): ("model._target_=gsmooth_lightning.model.SmallCNN",)}
+OWN = {
+    ("model", "custom"): ("model._target_=gsmooth_lightning.model.SmallCNN",),
+    ("threat", "brightness_contrast"): ("transform=brightness_contrast",),
+    ("threat", "blur_brightness"): ("transform=blur_brightness",),
+}
 """What a user must add to an option that is nothing by itself."""
 
 

@@ -9,10 +9,7 @@ import pytest
 from scipy.optimize import brentq
 from scipy.stats import beta, binom, multinomial, norm
 
-from gsmooth_lightning import confidence
 from gsmooth_lightning.confidence import (
-    FixedN,
-    GroupSequential,
     betting_upper,
     clopper_pearson_lower,
     clopper_pearson_upper,
@@ -22,6 +19,7 @@ from gsmooth_lightning.confidence import (
     two_bounds,
 )
 from gsmooth_lightning.errors import RequestError
+from gsmooth_lightning.plans import FixedN, GroupSequential
 
 # ---------------------------------------------------------------- Clopper-Pearson
 
@@ -291,15 +289,19 @@ def test_looks():
 
 @pytest.mark.parametrize(("threshold", "alpha"), LEVELS)
 def test_sequential_test_spends_alpha_and_no_more(threshold, alpha):
-    """P(ever reject) at p = threshold is at most alpha, with and without the futility stop, and at least .8 alpha."""
+    """P(ever reject) at p = threshold is at most alpha, with and without the futility stop, and by look j at most what
+    may be spent until then; any boundary lowered by a single vote would break that."""
     rule = group_sequential(threshold, LOOKS, alpha)
     error = rejection_probability(rule.looks, rule.reject, threshold)
-    assert error <= alpha
-    assert error >= 0.8 * alpha
+    # measured: .950 .987 .847 .940 .882 of alpha = 1e-3, .942 .949 .917 .939 .777 of .05; the count is discrete
+    assert 0.77 * alpha <= error <= alpha
     assert rejection_probability(rule.looks, rule.reject, threshold, rule.futile) <= error
-    # measured: .873 .893 .903 .994 .939 of alpha = 1e-3, .976 .983 .952 .975 .815 of .05; the count is discrete
-    early = rejection_probability(rule.looks[:-1], rule.reject[:-1], threshold)
-    assert early <= 0.1 * alpha
+    budgets = [0.02 * alpha * (j + 1) / (len(LOOKS) - 1) for j in range(len(LOOKS) - 1)]
+    for j, budget in enumerate((*budgets, alpha)):
+        assert rejection_probability(LOOKS[: j + 1], rule.reject[: j + 1], threshold) <= budget
+        if rule.reject[j] <= LOOKS[j]:
+            lowered = (*rule.reject[:j], rule.reject[j] - 1)
+            assert rejection_probability(LOOKS[: j + 1], lowered, threshold) > budget
 
 
 @pytest.mark.parametrize("threshold", [0.01, 0.2, 0.99, 0.997, 0.9999])
@@ -326,7 +328,7 @@ def test_sequential_test_is_monotone_in_p_and_has_power(threshold):
         assert free - rejection_probability(LOOKS, rule.reject, p, rule.futile) < 2e-3
     # Clopper-Pearson at the full n is the most powerful of them; the looks cost little
     fixed = binom.sf(np.flatnonzero(clopper_pearson_lower(np.arange(2001), 2000, alpha) > threshold)[0] - 1, 2000, grid)
-    assert (fixed - power < 0.05).all()
+    assert (fixed - power < 0.005).all()
 
 
 def test_one_look_is_the_binomial_test():
@@ -343,7 +345,7 @@ def test_certain_futility_cannot_be_undone():
     rule = group_sequential(0.84, LOOKS, 1e-3)
     for look, futile in zip(rule.looks, rule.futile, strict=True):
         beyond_reach = futile + (rule.looks[-1] - look) < rule.reject[-1]
-        assert beyond_reach or binom.cdf(futile, look, 0.84) < 1e-3
+        assert beyond_reach or binom.cdf(futile, look, 0.84) < 1e-2 <= binom.cdf(futile + 1, look, 0.84)
 
 
 def naive_boundaries(looks, alpha, threshold):
@@ -370,13 +372,13 @@ def test_canary_peeking_at_our_looks(threshold, alpha):
 
 
 def test_boundaries_of_a_long_path():
-    """33 looks up to 1e5 for six thresholds; the last boundary is that of the fixed test, up to the spent 10 %."""
+    """33 looks up to 1e5 for six thresholds; the last boundary is that of the fixed test, up to the spent 2 %."""
     looks = looks_up_to(100_000, 128)
     assert len(looks) == 33
     for threshold in (0.5, 0.69, 0.84, 0.933, 0.977, 0.9987):
         rule = group_sequential(threshold, looks, 1e-3)
         assert len(rule.reject) == len(rule.futile) == len(looks)
-        assert binom.isf(1e-3, 100_000, threshold) + 1 <= rule.reject[-1] <= binom.isf(0.9e-3, 100_000, threshold) + 2
+        assert binom.isf(1e-3, 100_000, threshold) + 1 <= rule.reject[-1] <= binom.isf(0.98e-3, 100_000, threshold) + 1
         assert all(f < r for f, r in zip(rule.futile, rule.reject, strict=True))
 
 
@@ -449,13 +451,14 @@ def all_paths(plan, block):
     return steps, conclusions
 
 
-def test_grid_of_radii_has_family_wise_error_alpha():
+@pytest.mark.parametrize("radii", [(0.0, 1.0, 2.0, 3.0), (1.0, 2.0, 3.0), (2.0,)])
+def test_grid_of_radii_has_family_wise_error_alpha(radii):
     """Every path of counts at the looks 100, 120, 140: P_p(passed >= r) <= alpha whenever p <= threshold(r).
 
     No simulation: the conclusions of the plan itself are enumerated and weighted with their probabilities.
     """
     alpha = 0.05
-    steps, conclusions = all_paths(GroupSequential([1.0, 2.0, 3.0], n0=5, n=140, alpha=alpha), block=2)
+    steps, conclusions = all_paths(GroupSequential(radii, n0=5, n=140, alpha=alpha), block=2)
     assert steps == [100, 20, 20]
     value = np.array([-1.0 if passed is None else passed for _, passed in conclusions])
     largest = {}
@@ -463,19 +466,19 @@ def test_grid_of_radii_has_family_wise_error_alpha():
         pmf = [binom.pmf(np.arange(step + 1), step, p) for step in steps]
         mass = np.array([math.prod(pmf[j][k] for j, k in enumerate(path)) for path, _ in conclusions])
         assert mass.sum() == pytest.approx(1, abs=1e-12)  # every path is there, once
-        wrong = [radius for radius, threshold in THRESHOLDS.items() if threshold >= p]
+        wrong = [radius for radius in radii if THRESHOLDS[radius] >= p]
         if wrong:
             error = mass[value >= min(wrong)].sum()
             assert error <= alpha
             largest[p] = error
         if p > 0.94:
-            assert mass[value == 3.0].sum() > 0.5
+            assert mass[value == radii[-1]].sum() > 0.5
     assert max(largest.values()) > 0.5 * alpha  # the level is used
 
 
 def test_grid_agrees_with_the_single_hypotheses():
     """passed >= r for the paths on which all smaller hypotheses, and this one, cross their own boundaries."""
-    plan = GroupSequential([1.0, 2.0, 3.0], n0=5, n=2000, alpha=1e-3)
+    plan = GroupSequential(list(THRESHOLDS), n0=5, n=2000, alpha=1e-3)
     looks = looks_up_to(2000, 50)
     rules = [group_sequential(p, looks, 1e-3) for p in THRESHOLDS.values()]
     rng = np.random.default_rng(1)
@@ -498,28 +501,28 @@ def test_grid_agrees_with_the_single_hypotheses():
 
 
 def test_boundaries_are_not_monotone_so_the_gate_is_explicit():
-    """Thresholds .758 < .76: at 144 draws 129 votes reject the larger one and not the smaller. If the path never rises
-    again, p <= .758 stands and nothing may be certified, although the hypothesis p <= .76 was rejected."""
+    """Thresholds .708 < .71: at 144 draws 125 votes reject the larger one and not the smaller. If the path never rises
+    again, p <= .708 stands and nothing may be certified, although the hypothesis p <= .71 was rejected."""
     looks = looks_up_to(400, 2)
     j = looks.index(144)
-    smaller, larger = (group_sequential(p, looks, 1e-3) for p in (0.758, 0.76))
+    smaller, larger = (group_sequential(p, looks, 1e-3) for p in (0.708, 0.71))
     assert larger.reject[j] < smaller.reject[j]
-    totals = [min(129, look - 15) for look in looks]  # 129 votes at 144 draws, none after them
+    totals = [min(125, look - 19) for look in looks]  # 125 votes at 144 draws, none after them
     for i, total in enumerate(totals):
         assert total < smaller.reject[i]
         assert (total >= larger.reject[i]) == (i == j)
     path = np.diff((0, *totals))
-    thresholds = {0.0: 0.758, 1.0: 0.76}
-    outcome = finish(GroupSequential([1.0], n=400).run(votes(path), 2, thresholds.__getitem__))
+    thresholds = {0.0: 0.708, 1.0: 0.71}
+    outcome = finish(GroupSequential([0.0, 1.0], n=400).run(votes(path), 2, thresholds.__getitem__))
     assert outcome.passed is None
-    thresholds = {0.0: 0.5, 1.0: 0.758, 2.0: 0.76}
-    outcome = finish(GroupSequential([1.0, 2.0], n=400).run(votes(path), 2, thresholds.__getitem__))
+    thresholds = {0.0: 0.5, 1.0: 0.708, 2.0: 0.71}
+    outcome = finish(GroupSequential([0.0, 1.0, 2.0], n=400).run(votes(path), 2, thresholds.__getitem__))
     assert outcome.passed == 0.0
 
 
 def test_sequential_plan_stops_as_soon_as_all_is_decided():
     """Hopeless images stop at the first look, clear ones long before n; the looks say when, and nothing is reset."""
-    plan = GroupSequential([1.0, 2.0, 3.0], n0=5, n=2000)
+    plan = GroupSequential([0.0, 1.0, 2.0, 3.0], n0=5, n=2000)
     looks = looks_up_to(2000, 50)
     steps = np.diff((0, *looks))
     hopeless = finish(plan.run(votes(0 * steps), 50, THRESHOLDS.__getitem__))
@@ -532,24 +535,19 @@ def test_sequential_plan_stops_as_soon_as_all_is_decided():
     middle = finish(plan.run(votes((steps * 0.56).astype(int)), 50, {**THRESHOLDS, 1.0: 0.7}.__getitem__))
     assert middle.passed == 0.0
     assert middle.n < 2000
+    # half of the votes: whether p > 1/2 takes all draws, that p <= .62 for the first radius very few
+    half = finish(plan.run(votes(steps // 2), 50, THRESHOLDS.__getitem__))
+    alone = finish(GroupSequential([1.0, 2.0], n0=5, n=2000).run(votes(steps // 2), 50, THRESHOLDS.__getitem__))
+    assert half.passed is alone.passed is None
+    assert half.n == 2000 > 5 * alone.n
 
 
 def test_thresholds_that_nothing_reaches():
     """A radius whose threshold is 1 (rho >= 1/2, or E huge) is never passed; radius 0 still is."""
-    plan = GroupSequential([1.0, 2.0], n=1000)
+    plan = GroupSequential([0.0, 1.0, 2.0], n=1000)
     outcome = finish(plan.run(votes([100] * 40), 100, lambda radius: 0.5 if radius == 0 else 1.0))
     assert outcome.passed == 0.0
     assert finish(plan.run(votes([100] * 40), 100, lambda radius: 1.5)).passed is None
-
-
-def test_thresholds_are_rounded_up():
-    """The rule used is that of a threshold at least as large, and 1 - p loses less than one part in a hundred."""
-    for p in np.concatenate([np.linspace(0.5, 0.9999, 997), 1 - np.logspace(-14, -1, 200)]):
-        rounded = confidence._round_up(float(p))
-        assert p <= rounded < 1
-        assert 1 - rounded >= (1 - p) * 0.99 - 2**-52
-    assert confidence._round_up(1.0) == 1.0
-    assert confidence._round_up(1.2) == 1.0
 
 
 def test_ceiling_is_reachable_and_stated():
@@ -561,8 +559,9 @@ def test_ceiling_is_reachable_and_stated():
     plan = GroupSequential([1.0], n=700, alpha=1e-3)
     below, above = plan.ceiling - 1e-4, 1e-3 ** (1 / 700) + 1e-4
     path = np.diff((0, *looks_up_to(700, 100)))
-    assert finish(plan.run(votes(path), 100, lambda r: 0.5 if r == 0 else below)).passed == 1.0
-    assert finish(plan.run(votes(path), 100, lambda r: 0.5 if r == 0 else above)).passed == 0.0
+    assert finish(plan.run(votes(path), 100, lambda r: below)).passed == 1.0
+    assert finish(plan.run(votes(path), 100, lambda r: above)).passed is None
+    assert plan.ceiling == pytest.approx(0.98e-3 ** (1 / 700), rel=1e-10)
 
 
 def test_plans_refuse_what_cannot_succeed():
@@ -588,15 +587,23 @@ def test_the_number_of_draws_that_is_named_suffices(bounds, alpha):
     assert FixedN(n=named, alpha=alpha, bounds=bounds).ceiling > 0.5
 
 
-@pytest.mark.parametrize("radii", [[], [0.0], [2.0, 1.0], [1.0, 1.0], [-1.0, 1.0]])
+@pytest.mark.parametrize(
+    "radii", [[], [0.0, 0.0], [2.0, 1.0], [1.0, 1.0], [-1.0, 1.0], [math.nan], [1.0, math.nan], 3, "3"]
+)
 def test_radii_must_increase(radii):
     with pytest.raises(RequestError, match=r"sampling\.radii"):
         GroupSequential(radii)
 
 
-def test_radius_zero_is_always_tested_first():
-    assert GroupSequential([0.0, 0.5]).radii == (0.0, 0.5)
-    assert GroupSequential([0.5, 2]).radii == (0.0, 0.5, 2.0)
+def test_radius_zero_is_decided_only_when_listed():
+    """The prediction alone passes the plan that lists 0, and leaves the other one without a certificate."""
+    outcomes = {}
+    for radii in ((0,), (0, 2), (2,)):
+        plan = GroupSequential(radii, n0=5, n=2000)
+        assert plan.radii == radii
+        steps = np.diff((0, *looks_up_to(2000, 50)))
+        outcomes[radii] = finish(plan.run(votes((steps * 0.6).astype(int)), 50, THRESHOLDS.__getitem__)).passed
+    assert outcomes == {(0,): 0.0, (0, 2): 0.0, (2,): None}
 
 
 def test_unknown_bounds():

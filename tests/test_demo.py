@@ -79,7 +79,7 @@ def test_no_attack_beats_a_certificate_of_the_demo(small_demo):
     certified = {r["index"]: r for r in read(folder / "certify")}
     for attacked in read(folder / "attack"):
         certificate = certified[attacked["index"]]
-        for gamma, prediction in zip(attacked["gammas"], attacked["smoothed"], strict=True):
+        for (gamma,), prediction in zip(attacked["gammas"], attacked["smoothed"], strict=True):
             if certificate["prediction"] >= 0 and abs(gamma) <= certificate["radius"]:
                 assert prediction == certificate["prediction"]
 

@@ -7,15 +7,12 @@ from scipy.ndimage import map_coordinates
 from scipy.stats import binom, norm
 
 from gsmooth_lightning.certify import JointCertifier
-from gsmooth_lightning.confidence import (
-    FixedN,
-    clopper_pearson_lower,
-    clopper_pearson_upper,
-)
+from gsmooth_lightning.confidence import clopper_pearson_lower, clopper_pearson_upper
 from gsmooth_lightning.data import Digits
 from gsmooth_lightning.error import Bound, DistributionBound, ImageBound, StoredBound, sampled
 from gsmooth_lightning.error.base import defect_norms
 from gsmooth_lightning.errors import RequestError
+from gsmooth_lightning.plans import FixedN
 from gsmooth_lightning.preprocess import DiscVignette, LowPass, Preprocess
 from gsmooth_lightning.smoothed import LEVELS, SmoothedClassifier
 from gsmooth_lightning.smoothing import Gaussian

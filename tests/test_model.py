@@ -13,6 +13,7 @@ from gsmooth_lightning.model import (
     MFCCNet,
     Normalize,
     SmallCNN,
+    WienerBank,
     cifar_resnet,
     fused,
     small_resnet18,
@@ -23,6 +24,7 @@ from gsmooth_lightning.model.pretrained import normalized
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Gaussian
 from gsmooth_lightning.stream import Stream
+from gsmooth_lightning.transform import GaussianBlur
 
 
 def trained_looking(network: nn.Module) -> nn.Module:
@@ -360,3 +362,35 @@ def test_torchvision_networks_return_logits_in_training_mode(name, monkeypatch):
     monkeypatch.setattr(nn.init, "trunc_normal_", lambda tensor, *args, **options: tensor)  # it takes half a minute
     network = torchvision_model(name, 3, 5, [0.5] * 3, [0.5] * 3).train()
     assert network(torch.rand(2, 3, 96, 96)).shape == (2, 5)
+
+
+def test_a_wiener_bank_takes_blur_back():
+    """An image of low modes, blurred in the DCT semigroup: each channel shows it unblurred where the filter is that of
+    its variance, and the first channel as it came."""
+    i, j = torch.arange(20.0)[:, None], torch.arange(14.0)
+    x = 0.5 + sum(
+        a * torch.cos(torch.pi / 20 * k * (i + 0.5)) * torch.cos(torch.pi / 14 * m * (j + 0.5))
+        for a, k, m in ((0.2, 1, 0), (0.1, 2, 1), (-0.1, 0, 2))
+    )
+    images = torch.stack([x, x.flip(0)])[None].float()  # two channels
+    bank = WienerBank([20, 14], 2, variances=(4.0, 9.0), gain=1000).eval()
+    for k, variance in enumerate((0.0, 4.0, 9.0)):
+        seen = bank(GaussianBlur()(images, torch.tensor([[variance]])))
+        assert seen.shape == (1, 6, 20, 14)
+        plain = nn.InstanceNorm2d(2)(images)
+        torch.testing.assert_close(seen[:, k::3], plain, atol=2e-3, rtol=0)
+    torch.testing.assert_close(seen.mean((2, 3)), torch.zeros(1, 6), atol=1e-5, rtol=0)
+
+
+def test_a_wiener_bank_drops_what_blur_left_to_the_noise():
+    """Noise is amplified by gain / 2 at most."""
+    bank = WienerBank(16, 1, variances=(30.0,), gain=50)
+    assert 15 < bank.filters.max() <= 25
+    assert bank.filters[0].max() <= 1
+    assert bank.filters[1, -1, -1] < 1e-6
+
+
+def test_a_standardizing_network_does_not_see_brightness_and_contrast():
+    network = SmallCNN(standardize=True).eval()
+    x = torch.rand(3, 1, 28, 28)
+    torch.testing.assert_close(network(0.3 * (x + 2)), network(x), atol=1e-3, rtol=0)

@@ -35,7 +35,9 @@ DATA = ROOT / "data"
 SETS = ("mnist", "fashion-mnist", "cifar10", "gtsrb", "imagenet-sample", "speech-commands", "kitti")
 TEN = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 
-pytestmark = pytest.mark.skipif(not SHARED.exists(), reason="the developers' copy of the data sets is not here")
+pytestmark = pytest.mark.skipif(
+    not SHARED.exists(), reason="needs the real data sets in ../shared/data, which only the developers' machines have"
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """Threats: what the attacked file looks like, and which parameters exist."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,16 @@ from sklearn.datasets import load_digits
 
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.threat import PixelThreat, TransformationThreat
-from gsmooth_lightning.transform import Identity, Rotation
+from gsmooth_lightning.transform import (
+    Brightness,
+    BrightnessContrast,
+    Contrast,
+    CyclicTranslation,
+    Gamma,
+    GaussianBlur,
+    Identity,
+    Rotation,
+)
 
 
 def digits(n: int = 20) -> torch.Tensor:
@@ -40,11 +51,54 @@ def test_parameters_with_a_step_are_all_multiples_in_the_range():
     assert values[:, 0].tolist() == [-30, -15, 0, 15, 30]
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "radius", "clipped"), [(-30, 30, 45, 30), (-30, 10, 45, 10), (0, 20, 45, 20), (-30, 30, 12, 12)]
-)
-def test_a_radius_counts_as_far_as_the_range_reaches(low, high, radius, clipped):
-    assert TransformationThreat(Rotation(), low, high).clip(radius) == clipped
+@pytest.mark.parametrize(("low", "high", "reach"), [(-30, 30, 30), (-30, 10, 30), (0, 20, 20), (-20, 0, 20)])
+def test_within_a_radius_lies_what_the_range_holds(low, high, reach):
+    threat = TransformationThreat(Rotation(), low, high)
+    assert threat.reach == reach
+    assert threat.box(12) == ((max(low, -12),), (min(high, 12),))
+    assert threat.box(45) == ((low,), (high,))
+    assert threat.distance(torch.tensor([[-12.0], [7.0]])).tolist() == [12, 7]
+
+
+def test_radii_over_parameters_with_different_units_are_shares_of_the_range():
+    """Contrast and brightness: within t lies t times the box, asymmetric as it is."""
+    threat = TransformationThreat(BrightnessContrast(), [-0.6, -0.5], [0.4, 0.3], saved="real")
+    assert (threat.unit, threat.reach) == ("share of the range", 1)
+    assert threat.box(0.5) == ((-0.3, -0.25), (0.2, 0.15))
+    assert threat.box(3) == ((-0.6, -0.5), (0.4, 0.3))
+    sizes = threat.distance(torch.tensor([[0.2, 0.0], [-0.3, 0.3], [0.0, 0.0], [0.4, -0.5]]))
+    torch.testing.assert_close(sizes, torch.tensor([0.5, 1.0, 0.0, 1.0]))
+    for word in ("-0.6 to 0.4 log contrast", "-0.5 to 0.3 brightness"):
+        assert word in threat.describe()
+
+
+def test_radii_over_parameters_with_one_unit_are_in_it():
+    threat = TransformationThreat(CyclicTranslation(), -8, [8, 5])
+    assert (threat.unit, threat.reach) == ("pixels", 8)
+    assert threat.box(6) == ((-6, -6), (6, 5))
+    assert threat.distance(torch.tensor([[3.0, -7.0]])).tolist() == [7]
+
+
+def test_errors_of_files_hold_for_every_attack():
+    """psi(x, gamma) lies in the range given, and its file as near as stated, at every pixel, for all formats."""
+    x = (torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 5, 5))) / 255).float()
+    x[0, 0, 0], x[0, 0, 1] = 0, 1
+    cases = [(Brightness(), -0.3, 0.4), (Contrast(), -0.5, 0.5), (Gamma(), -1, 1), (GaussianBlur(), 0, 9)]
+    cases += [(BrightnessContrast(), [-0.6, -0.5], [0.4, 0.3])]
+    for (transform, low, high), saved in itertools.product(cases, ("real", "float", "8bit", "16bit")):
+        threat = TransformationThreat(transform, low, high, saved=saved)
+        clean = threat.prepare(x[None])
+        least, most, error = threat.file_error(clean[0])
+        share = torch.from_numpy(np.random.default_rng(1).uniform(size=(400, transform.dim)))
+        share[:4] = share[:4].round()
+        gamma = share.new_tensor(threat.lows) * share + share.new_tensor(threat.highs) * (1 - share)
+        clean = clean.expand(400, 1, 5, 5)
+        exact = transform(clean.double(), gamma.double())
+        assert ((exact >= least - 1e-12) & (exact <= most + 1e-12)).all()
+        assert ((threat.apply(clean, gamma).double() - exact).abs() <= error + 1e-12).all(), (transform.name, saved)
+        assert error.max() > 0
+        clipped = transform.name in ("brightness", "contrast", "brightness and contrast") and saved != "real"
+        assert (error.max() > 0.1) == clipped
 
 
 @pytest.mark.parametrize(
@@ -63,8 +117,22 @@ def test_impossible_threats_are_refused(arguments, words):
 
 
 def test_a_threat_needs_a_parameter():
-    with pytest.raises(RequestError, match="one parameter"):
+    with pytest.raises(RequestError, match="with a parameter"):
         TransformationThreat(Identity(), -1, 1)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "step", "words"),
+    [
+        ([-1, -1, -1], 1, None, "2 numbers for 2 parameters"),
+        (-1, ["a", 1], None, "threat.high"),
+        (-1, [1, -0.5], None, "contain 0"),
+        (-1, 1, -1, "threat.step"),
+    ],
+)
+def test_impossible_threats_of_several_parameters_are_refused(low, high, step, words):
+    with pytest.raises(RequestError, match=words):
+        TransformationThreat(CyclicTranslation(), low, high, step)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), 1.5, -0.1, float("inf")])

@@ -115,7 +115,8 @@ class TestContract:
         transform, x = self.parts(option)
         assert transform(x, torch.ones(4, transform.dim)).shape == x.shape
         assert transform.name
-        assert bool(transform.unit) == (transform.dim > 0)
+        assert len(transform.units) == transform.dim
+        assert all(transform.units)
 
     def test_exact_transforms_compose_and_others_demonstrably_do_not(self, option):
         transform, x = self.parts(option)

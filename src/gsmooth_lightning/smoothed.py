@@ -1,5 +1,6 @@
 """The smoothed classifier: transform, preprocess, add noise, vote."""
 
+import math
 from collections.abc import Generator
 from functools import partial
 
@@ -12,13 +13,19 @@ from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.rounds import Job
 from gsmooth_lightning.smoothing import Gaussian, Law
 from gsmooth_lightning.stream import Source, Stream, TrainingSource, sampling_slack
-from gsmooth_lightning.transform import Identity, Transform
+from gsmooth_lightning.transform import Identity, Transform, compute, is_exact
 
 LEVELS = 255 * 256
 """Steps of the noise grid between 0 and 1 for images: contains the values k/255."""
 
 SAMPLE_LEVELS = 2 * 32768
 """Steps of the noise grid between 0 and 1 for waveforms: contains the values k/32768."""
+
+FINER = 32
+"""How much finer the noise grid is, at most, under an exact transformation, whose values lie between its points."""
+
+PARAMETER_STEPS = 2.0**30
+"""Steps of the grid of an exact transformation's parameters over the span of their law, or a little more."""
 
 
 class SmoothedClassifier(nn.Module):
@@ -37,7 +44,10 @@ class SmoothedClassifier(nn.Module):
         preprocess: between the transformation and the noise.
         noise: law of the pixel noise, or None.
         block: draws that the network sees at once.
-        levels: steps of the noise grid between 0 and 1, a multiple of the steps of saved inputs.
+        levels: steps of the noise grid between 0 and 1, a multiple of the steps of saved inputs; up to 32 times as many
+            are taken under an exact transformation.
+        votes: "hard", a draw's vote is f's class, or "soft", it is softmax(f) and g(x) the class with the largest mean:
+            the theorems hold for means of functions into [0, 1] as they do for probabilities.
     """
 
     def __init__(
@@ -50,30 +60,48 @@ class SmoothedClassifier(nn.Module):
         noise: Law | None = None,
         block: int = 64,
         levels: int = LEVELS,
+        votes: str = "hard",
     ):
         super().__init__()
         if block < 2:
             raise RequestError(f"block must be at least 2 draws, got {block}")
         if classes < 2:
             raise RequestError(f"classes must be at least 2, got {classes}")
-        self.base, self.classes, self.block, self.levels = base, classes, block, levels
+        if votes not in ("hard", "soft"):
+            raise RequestError(f'votes must be "hard" or "soft", got {votes!r}')
+        self.base, self.classes, self.block, self.levels, self.votes = base, classes, block, levels, votes
         self.transform = transform if transform is not None else Identity()
         self.preprocess = preprocess if preprocess is not None else nn.Identity()
         self.law, self.noise = law, noise
         if (self.transform.dim > 0) != (law is not None):
             raise RequestError(f"the transformation {self.transform.name} and a law of its parameters go together")
-        if noise is not None and (max(map(abs, noise.span)) + 2) * self.levels > 2**24:
+        self.parameter_step = 0.0  # of the grid of an exact transformation's parameters, a power of two
+        if law is not None and is_exact(self.transform):
+            low, high = law.span
+            self.parameter_step = 2.0 ** math.floor(math.log2((high - low) / PARAMETER_STEPS))
+        farthest = max(map(abs, noise.span)) if noise is not None else 0.0
+        if (farthest + 2) * levels > 2**24:
             raise RequestError(
                 f"pixel noise is too wide for exact sums: a Gaussian's sigma must be below "
-                f"{(2**24 / self.levels - 2) / 9:.1f}, other laws must lie within +-{2**24 / self.levels - 2:.0f}"
+                f"{(2**24 / levels - 2) / 9:.1f}, other laws must lie within +-{2**24 / levels - 2:.0f}"
             )
+        if self.parameter_step:
+            assert law is not None
+            ends = torch.tensor([-1.0, 0, 1]).view(3, 1, 1)
+            assert is_exact(self.transform)
+            least, most = self.transform.values(ends, *law.within(0.01, self.transform.dim))
+            room = 2**24 / levels / (farthest + max(2.0, float(most.max()), -float(least.min())))
+            self.levels *= min(FINER, 2 ** int(math.log2(max(1.0, room))))
+        self.largest = 2**24 - 1 - math.ceil(farthest * self.levels)
 
     # -------------------------------------------------- one draw, in two parts
 
     def encode(self, x: Tensor, theta: Tensor) -> Tensor:
         """What the noise is added to, in whole steps of the grid: round(levels * preprocess(psi(x, theta))).
 
-        x: (n, c, h, w) float32, theta: (n, dim) in any precision, rounded to float32 here and nowhere before.
+        x: (n, c, h, w) float32, theta: (n, dim) in any precision, rounded to float32 here and nowhere before if the
+        transformation interpolates. Values beyond what sums with the noise can hold are clamped, which brings images
+        nearer to each other and nothing else.
 
         Raises:
             RequestError: images that are not float32, or preprocessing that changes their shape.
@@ -81,10 +109,10 @@ class SmoothedClassifier(nn.Module):
         if x.dtype != torch.float32:
             raise RequestError(f"images must be float32 for exact noise, not {x.dtype}; set trainer.precision=32-true")
         with torch.autocast(x.device.type, enabled=False):
-            y = self.preprocess(self.transform(x, theta.float()))
+            y = self.preprocess(compute(self.transform, x, theta))
         if y.shape != x.shape:
             raise RequestError("preprocessing must keep the image's shape; resize with threat.size instead")
-        return (y * self.levels).round_()
+        return (y * self.levels).round_().clamp_(-self.largest, self.largest).float()
 
     def draw(self, x: Tensor, source: Source | TrainingSource, n: int) -> Tensor:
         """n network inputs for one image x: (c, h, w) -> (n, c, h, w)."""
@@ -96,10 +124,11 @@ class SmoothedClassifier(nn.Module):
         return noise.add_(steps).mul_(1 / self.levels)  # both are whole and below 2^24: the sum is exact
 
     def draw_parameters(self, source: Source | TrainingSource, n: int) -> Tensor:
-        """n draws of theta, (n, dim), in the source's precision."""
+        """n draws of theta, (n, dim), in the source's precision; on the grid of an exact transformation."""
         if self.law is None:
             return torch.zeros(n, 0, device=source.device)
-        return self.law.sample(source, n, (self.transform.dim,))
+        theta, step = self.law.sample(source, n, (self.transform.dim,)), self.parameter_step
+        return theta.div_(step).round_().mul_(step) if step else theta
 
     # -------------------------------------------------- training: draws from torch's generator
 
@@ -118,17 +147,42 @@ class SmoothedClassifier(nn.Module):
 
     # -------------------------------------------------- votes
 
-    def labels(self, inputs: Tensor) -> Tensor:
-        """Classes of network inputs, (n,); `classes` stands for an output that is not finite or not a class."""
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """What the network returns, (n, classes) logits or (n,) integer labels.
+
+        Raises:
+            RequestError: it returns something else.
+        """
         with torch.autocast(inputs.device.type, enabled=False):
             out = self.base(inputs)
-        if out.ndim == 2:
-            if out.shape[1] != self.classes:
-                raise RequestError(f"the network has {out.shape[1]} outputs, but there are {self.classes} classes")
-            return torch.where(torch.isfinite(out).all(1), out.argmax(1), self.classes)
-        if out.ndim != 1 or out.is_floating_point():
+        if out.ndim == 2 and out.shape[1] != self.classes:
+            raise RequestError(f"the network has {out.shape[1]} outputs, but there are {self.classes} classes")
+        if out.ndim != 2 and (out.ndim != 1 or out.is_floating_point()):
             raise RequestError(f"the network must return (n, classes) logits or (n,) labels, not {tuple(out.shape)}")
+        return out
+
+    def labels(self, inputs: Tensor) -> Tensor:
+        """Classes of network inputs, (n,); `classes` stands for an output that is not finite or not a class."""
+        out = self.outputs(inputs)
+        if out.ndim == 2:
+            return torch.where(torch.isfinite(out).all(1), out.argmax(1), self.classes)
         return torch.where((out >= 0) & (out < self.classes), out, self.classes)
+
+    def soft_votes(self, inputs: Tensor) -> Tensor:
+        """Softmax of the logits rounded down to multiples of 2^-24, (n, classes + 1) float64; the last entry is 1 for
+        outputs that are not finite.
+
+        Rounding is part of the classifier: sums of votes are exact in any order, and no draw's votes exceed 1 in all.
+
+        Raises:
+            RequestError: the network returns labels.
+        """
+        out = self.outputs(inputs).double()
+        if out.ndim != 2:
+            raise RequestError("the network returns labels, which are hard votes; use votes=hard, or return logits")
+        finite = torch.isfinite(out).all(1, keepdim=True)
+        votes = torch.where(finite, out, 0.0).softmax(1).mul_(2**24).floor_().mul_(2**-24)
+        return torch.cat([votes * finite, (~finite).double()], 1)
 
     @torch.inference_mode()
     def classify_base(self, x: Tensor) -> Tensor:
@@ -139,8 +193,11 @@ class SmoothedClassifier(nn.Module):
 
     @torch.inference_mode()
     def block_counts(self, x: Tensor, stream: Stream, stage: str, block: int, first: int, last: int) -> Tensor:
-        """Votes of the draws first..last-1 of one block, (classes + 1,), on the device."""
+        """Votes of the draws first..last-1 of one block on the device: hard ones counted, (classes + 1,), soft ones
+        draw by draw, (last - first, classes + 1)."""
         inputs = self.draw(x, stream.at(stage, block, x.device), self.block)
+        if self.votes == "soft":
+            return self.soft_votes(inputs)[first:last]
         labels = self.labels(inputs)[first:last]
         return (labels[:, None] == torch.arange(self.classes + 1, device=x.device)).sum(0)  # bincount would synchronise
 
@@ -148,6 +205,8 @@ class SmoothedClassifier(nn.Module):
         self, x: Tensor, stream: Stream, stage: str, first: int, last: int
     ) -> Generator[list[Job], list[Tensor], np.ndarray]:
         """Votes of the draws first..last-1 of a stage for one image, as a procedure (see `rounds`).
+
+        Hard votes are counted, (classes + 1,); soft ones stay apart, (last - first, classes + 1), as bounds need them.
 
         Raises:
             RequestError: the network returned a NaN or infinity.
@@ -157,13 +216,15 @@ class SmoothedClassifier(nn.Module):
             partial(self.block_counts, x, stream, stage, b, max(first - b * size, 0), min(last - b * size, size))
             for b in range(first // size, -(-last // size))
         ]
-        counts = torch.stack((yield jobs)).sum(0).cpu().numpy()  # the round's one synchronisation
-        if counts[-1]:
+        blocks = yield jobs
+        on_device = torch.cat(blocks) if self.votes == "soft" else torch.stack(blocks).sum(0)
+        votes = on_device.cpu().numpy()  # the round's one synchronisation
+        if failed := int(votes[..., -1].sum()):
             raise RequestError(
-                f"the network returned NaN or infinity on {counts[-1]} of {last - first} draws of image "
+                f"the network returned NaN or infinity on {failed} of {last - first} draws of image "
                 f"{stream.image}; check the checkpoint"
             )
-        return counts
+        return votes
 
     def evaluations(self, first: int, last: int) -> int:
         """Forward passes that `sample` spends on these draws, padding included."""
@@ -174,10 +235,11 @@ class SmoothedClassifier(nn.Module):
     def slack(self, x: Tensor) -> float:
         """Total variation between the draws as sampled and as the theorems take them.
 
-        Subtracted from pA once: the certificate is for the classifier under the exact normal law, whose pA the sampled
-        votes understate by at most this. Theta is rounded to float32. A normal one meets a grid with 2^24 points in
-        each of the 30 binades between 2^-26 and 13 standard deviations, fewer than the 26 * 2^25 allowed for here;
-        below lies a mass of 1.2e-8, within the same allowance. For other laws 26 * 2^28 allows for every float32.
+        Subtracted from pA once: the certificate is for the classifier under the exact laws, whose pA the sampled
+        votes understate by at most this. Theta is rounded to float32 for a transformation that interpolates: a normal
+        one meets a grid with 2^24 points in each of the 30 binades between 2^-26 and 13 standard deviations, fewer than
+        the 26 * 2^25 allowed for here; below lies a mass of 1.2e-8, within the same allowance; for other laws 26 * 2^28
+        allows for every float32. For an exact one it is rounded to the grid of `parameter_step`.
         """
         pixels = 0.0
         if isinstance(self.noise, Gaussian):
@@ -185,7 +247,12 @@ class SmoothedClassifier(nn.Module):
         elif self.noise is not None:  # every cell of the law's span, beyond which lies 2^-52 of the mass
             low, high = self.noise.span
             pixels = sampling_slack(x.numel(), (high - low) * self.levels / 26)
-        return pixels + sampling_slack(self.transform.dim, 2.0**25 if isinstance(self.law, Gaussian) else 2.0**28)
+        cells = 2.0**25 if isinstance(self.law, Gaussian) else 2.0**28
+        if self.parameter_step:
+            assert self.law is not None
+            low, high = self.law.span
+            cells = (high - low) / self.parameter_step / 26
+        return pixels + sampling_slack(self.transform.dim, cells)
 
     @torch.inference_mode()
     def check_function(self, x: Tensor) -> None:

@@ -2,13 +2,14 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from gsmooth_lightning.errors import RequestError
-from gsmooth_lightning.transform import Transform
+from gsmooth_lightning.transform import Transform, compute
 
 SAVED = {"float": (0, 1, None), "8bit": (0, 1, 255), "16bit": (-1, 1, 32768), "real": (-1, 1, None)}
 """Format -> range of clean inputs, and steps between 0 and 1: images as floats or bytes, waveforms as 16-bit samples,
@@ -26,6 +27,11 @@ class Threat(ABC):
     """
 
     unit: str
+
+    @property
+    @abstractmethod
+    def reach(self) -> float:
+        """Radius within which every attack of the threat lies."""
 
     def __init__(self, saved: str = "8bit", size: int | None = None):
         if saved not in SAVED:
@@ -58,6 +64,8 @@ class Threat(ABC):
                 "set, or repair its files"
             )
         if self.size is not None and tuple(x.shape[-2:]) != (self.size, self.size):
+            if x.ndim != 4:
+                raise RequestError("threat.size enlarges images, and these inputs are none; set it to null")
             x = functional.interpolate(x, size=(self.size, self.size), mode="bicubic", align_corners=False)
         return self.save(x.clamp(low, high))
 
@@ -73,7 +81,7 @@ class Threat(ABC):
 
     def file(self) -> str:
         enlarged = f"images enlarged to {self.size}x{self.size} (bicubic), " if self.size else ""
-        kept = {"float": "kept as floats", "real": "kept as real numbers, neither rounded nor clipped"}
+        kept = {"float": "kept as floats", "real": "kept as float32 numbers, not clipped"}
         return enlarged + kept.get(self.saved, f"saved with {self.saved.removesuffix('bit')} bits")
 
     @abstractmethod
@@ -82,17 +90,22 @@ class Threat(ABC):
 
 
 class PixelThreat(Threat):
-    """Adds any delta with ||delta|| below the radius.
+    """Adds any delta with ||delta|| at most the radius.
 
     Args:
-        norm: "l2" or "l1".
+        norm: "l1", "l2" or "linf".
     """
 
     def __init__(self, saved: str = "8bit", size: int | None = None, norm: str = "l2"):
         super().__init__(saved, size)
-        if norm not in ("l2", "l1"):
-            raise RequestError(f"threat.norm must be l2 or l1, got {norm!r}")
+        if norm not in ("l1", "l2", "linf"):
+            raise RequestError(f"threat.norm must be l1, l2 or linf, got {norm!r}")
         self.norm = self.unit = norm
+
+    @property
+    def reach(self) -> float:
+        """Largest radius there is."""
+        return math.inf
 
     def describe(self) -> str:
         return f"any change of {self.norm} norm at most the radius ({self.inputs}), {self.file()}"
@@ -101,11 +114,14 @@ class PixelThreat(Threat):
 class TransformationThreat(Threat):
     """Applies psi(., gamma) with gamma between low and high, once, and saves the result.
 
+    Within a radius lie the parameters inside the range that are, each of them, at most so far from 0. Where parameters
+    have different units, the radius is a share of the range: within 1 lies all of it.
+
     The file is the one that this package computes: another library's rotation may round a pixel to the next value.
 
     Args:
         transform: the attacker's transformation (its interpolation included).
-        low, high: ends of the parameter range; 0 lies between them.
+        low, high: ends of the range, one number for all parameters or one for each; 0 lies between them.
         step: None, or the attacker may use only the multiples of `step` within the range: then finitely many attacks
             exist, and a maximum over them is exact.
     """
@@ -113,28 +129,65 @@ class TransformationThreat(Threat):
     def __init__(
         self,
         transform: Transform,
-        low: float,
-        high: float,
+        low: float | Sequence[float],
+        high: float | Sequence[float],
         step: float | None = None,
         saved: str = "8bit",
         size: int | None = None,
     ):
         super().__init__(saved, size)
-        if transform.dim != 1:
-            raise RequestError(f"a threat by {transform.name} needs a transformation with one parameter")
-        if not -math.inf < low <= 0 <= high < math.inf or low == high:
-            raise RequestError(f"the threat's range must be finite and contain 0 and more, got {low} to {high}")
+        if transform.dim == 0:
+            raise RequestError(f"a threat by {transform.name} needs a transformation with a parameter")
+        self.lows, self.highs = (_for_each("low", low, transform.dim), _for_each("high", high, transform.dim))
+        for a, b in zip(self.lows, self.highs, strict=True):
+            if not -math.inf < a <= 0 <= b < math.inf or a == b:
+                raise RequestError(f"the threat's range must be finite and contain 0 and more, got {low} to {high}")
         if step is not None and not step > 0:
             raise RequestError(f"threat.step must be positive or null, got {step}")
-        self.transform, self.low, self.high, self.step = transform, float(low), float(high), step
-        self.unit = transform.unit
+        self.transform, self.step = transform, step
+        self.alike = len(set(transform.units)) == 1
+        self.unit = transform.units[0] if self.alike else "share of the range"
+
+    @property
+    def low(self) -> float:
+        """The range's lower end, of one parameter."""
+        (low,) = self.lows
+        return low
+
+    @property
+    def high(self) -> float:
+        """The range's upper end, of one parameter."""
+        (high,) = self.highs
+        return high
+
+    @property
+    def reach(self) -> float:
+        """Radius within which the whole range lies."""
+        return max(*(-a for a in self.lows), *self.highs) if self.alike else 1.0
+
+    def box(self, radius: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Ends of the range of the parameters within a radius."""
+        if self.alike:
+            return tuple(max(a, -radius) for a in self.lows), tuple(min(b, radius) for b in self.highs)
+        share = min(radius, 1.0)
+        return tuple(share * a for a in self.lows), tuple(share * b for b in self.highs)
+
+    def distance(self, gammas: Tensor) -> Tensor:
+        """Smallest radius within which parameters lie, (n, dim) -> (n,)."""
+        if self.alike:
+            return gammas.abs().amax(1)
+        ends = torch.where(gammas < 0, gammas.new_tensor(self.lows), gammas.new_tensor(self.highs))
+        return torch.where(gammas == 0, 0.0, gammas / ends).amax(1)
 
     def apply(self, x: Tensor, gamma: Tensor) -> Tensor:
-        """The attacked files: (n, c, h, w) clean images and (n, 1) parameters -> (n, c, h, w)."""
-        return self.save(self.transform(x, gamma))
+        """The attacked files: (n, c, h, w) clean images and (n, dim) parameters -> (n, c, h, w) float32.
+
+        Exact transformations are computed in float64, so that a file rounds each value once.
+        """
+        return self.save(compute(self.transform, x, gamma).float())
 
     def parameters(self, points: int) -> tuple[Tensor, bool]:
-        """Parameters to search, (k, 1), and whether they are all there are.
+        """Values of the one parameter to search, (k, 1), and whether they are all there are.
 
         With `step`: every parameter. Otherwise `points` of them, evenly spaced, the ends included.
         """
@@ -143,14 +196,44 @@ class TransformationThreat(Threat):
         first, last = -int(-self.low / self.step + 1e-9), int(self.high / self.step + 1e-9)
         return torch.arange(first, last + 1, dtype=torch.float64)[:, None].mul(self.step).float(), True
 
-    def clip(self, radius: float) -> float:
-        """A radius counts only as far as the range on both sides reaches."""
-        return min(radius, -self.low if self.low < 0 else self.high, self.high if self.high > 0 else -self.low)
+    def clips(self) -> bool:
+        """Whether black and white pixels of an image leave the range of its format; waveforms have headroom, and what
+        they lose counts in `file_error`."""
+        floor, ceiling, _ = SAVED[self.saved]
+        if self.saved not in ("8bit", "float"):
+            return False
+        span = torch.tensor([self.lows, self.highs], dtype=torch.float64)
+        least, most = self.transform.values(torch.tensor([floor, ceiling]).view(2, 1, 1), *span)  # type: ignore
+        return bool((least < floor).any() or (most > ceiling).any())
+
+    def file_error(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(least, most, error) for each pixel of the attacked files of a clean file x, (c, h, w) each, float64.
+
+        Every value of psi(x, gamma) lies between least and most, and its file differs from it by at most `error`: by
+        half a step of the format, or the rounding to float32, and by what is clipped. A value that no gamma moves is
+        saved as it was.
+        """
+        span = torch.tensor([self.lows, self.highs], dtype=torch.float64)
+        least, most = self.transform.values(x, *span)  # type: ignore[operator]  # of a Resolvable
+        floor, ceiling, levels = SAVED[self.saved]
+        peak = torch.maximum(least.abs(), most.abs())
+        error = peak * 2**-23 + (0.5 / levels if levels else 0)
+        if self.saved != "real":
+            top = ceiling - 1 / levels if levels and floor < 0 else ceiling
+            error = error + torch.maximum(most - top, floor - least).clamp_min(0)
+        return least, most, torch.where(most > least, error, 0.0)
 
     def describe(self) -> str:
+        ranges = ", ".join(
+            f"{a:g} to {b:g} {unit}" for a, b, unit in zip(self.lows, self.highs, self.transform.units, strict=True)
+        )
         angles = "any real number" if self.step is None else f"multiples of {self.step:g}"
         method = f"; {self.transform.interpolation}" if hasattr(self.transform, "interpolation") else ""
-        return (
-            f"{self.transform.name} by {self.low:g} to {self.high:g} {self.unit} ({angles}{method}), "
-            f"once, {self.file()}"
-        )
+        return f"{self.transform.name} by {ranges} ({angles}{method}), once, {self.file()}"
+
+
+def _for_each(name: str, value: float | Sequence[float], dim: int) -> tuple[float, ...]:
+    numbers = [value] * dim if isinstance(value, int | float) else list(value)
+    if len(numbers) != dim or not all(isinstance(v, int | float) for v in numbers):
+        raise RequestError(f"threat.{name} must be one number, or {dim} numbers for {dim} parameters, got {value}")
+    return tuple(float(v) for v in numbers)

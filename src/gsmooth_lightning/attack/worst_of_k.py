@@ -19,16 +19,18 @@ class Attacked:
     """The outcome of an attack on one image.
 
     Attributes:
-        gammas: the parameters tried; the first is 0, the clean image.
+        gammas: the parameters tried, (k, dim); the first are 0, the clean image.
+        distances: smallest radius of the threat within which each of them lies.
         base, smoothed: the classes that the base and the smoothed classifier give each of them.
-        worst: the parameter at which the true class has the smallest lead in votes.
+        worst: the parameters at which the true class has the smallest lead in votes.
         evaluations: forward passes spent.
     """
 
-    gammas: list[float]
+    gammas: list[list[float]]
+    distances: list[float]
     base: list[int]
     smoothed: list[int]
-    worst: float
+    worst: list[float]
     evaluations: int
 
 
@@ -47,17 +49,18 @@ def worst_of_k(
     k: int = 10,
     n: int = 128,
 ) -> Generator[Any, Any, Attacked]:
-    """Tries 0, both ends of the threat's range and uniform parameters, k in all, as a procedure (see `rounds`).
+    """Tries 0, both ends of the threat's range (all parameters at their lower, all at their upper end) and uniform
+    parameters, k in all, as a procedure (see `rounds`).
 
     The smoothed classifier's class is the majority of n votes; the base classifier sees the image without noise.
     """
     check_effort(k, n)
-    uniform = stream.at("attack", 2**31, x.device).uniform(k - 3).cpu().numpy()
-    values = np.concatenate([[0.0, threat.low, threat.high], threat.low + (threat.high - threat.low) * uniform])
+    low, high = np.array(threat.lows), np.array(threat.highs)
+    uniform = stream.at("attack", 2**31, x.device).uniform(k - 3, len(low)).cpu().numpy()
+    values = np.concatenate([[0 * low, low, high], low + (high - low) * uniform])
     if threat.step is not None:
-        values = np.clip(np.round(values / threat.step), -(-threat.low // threat.step), threat.high // threat.step)
-        values = values * threat.step
-    gammas = torch.tensor(values, dtype=torch.float32, device=x.device)[:, None]
+        values = np.clip(np.round(values / threat.step), -(-low // threat.step), high // threat.step) * threat.step
+    gammas = torch.tensor(values, dtype=torch.float32, device=x.device)
     with torch.inference_mode():
         files = threat.apply(x.expand(k, *x.shape), gammas)
         base = smoothed.classify_base(files)
@@ -65,13 +68,14 @@ def worst_of_k(
     width = -(-n // smoothed.block) * smoothed.block
     for j, file in enumerate(files):
         votes = yield from smoothed.sample(file, stream, "attack", j * width, j * width + n)
-        counts.append(votes[:-1])
+        counts.append((votes.sum(0) if smoothed.votes == "soft" else votes)[:-1])
     votes = np.stack(counts)  # (k, classes)
     lead = votes[:, label] - np.delete(votes, label, 1).max(1)
     return Attacked(
-        gammas=[float(v) for v in gammas[:, 0]],
+        gammas=gammas.tolist(),
+        distances=threat.distance(gammas).tolist(),
         base=base.tolist(),
         smoothed=votes.argmax(1).tolist(),
-        worst=float(gammas[lead.argmin(), 0]),
+        worst=gammas[lead.argmin()].tolist(),
         evaluations=k * width + -(-k // smoothed.block) * smoothed.block,
     )

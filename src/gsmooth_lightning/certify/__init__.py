@@ -2,17 +2,25 @@
 
 from gsmooth_lightning.certify.additive import AdditiveCertifier
 from gsmooth_lightning.certify.base import ABSTAIN, Certificate, Certifier
+from gsmooth_lightning.certify.enumerate import EnumerationCertifier
 from gsmooth_lightning.certify.joint import JointCertifier
-from gsmooth_lightning.confidence import FixedN, GroupSequential
+from gsmooth_lightning.certify.percentile import CertifiedInterval, PercentileCertifier
+from gsmooth_lightning.certify.region import Region, certified_region
 from gsmooth_lightning.errors import UncertifiableError
+from gsmooth_lightning.plans import FixedN, GroupSequential
 
 __all__ = [
     "ABSTAIN",
     "AdditiveCertifier",
     "Certificate",
+    "CertifiedInterval",
     "Certifier",
+    "EnumerationCertifier",
     "FixedN",
     "GroupSequential",
     "JointCertifier",
+    "PercentileCertifier",
+    "Region",
     "UncertifiableError",
+    "certified_region",
 ]

@@ -1,92 +1,93 @@
-"""The direct certificate: the attack shifts the smoothing law, and nothing else happens."""
+"""The direct certificate: the attack moves the smoothing law, and nothing else happens but rounding."""
 
 import math
 from collections.abc import Generator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from gsmooth_lightning.certify.base import Certificate, Certifier, round_down
+from gsmooth_lightning.certify.base import TransferCertifier
+from gsmooth_lightning.certify.transfer import Transfer, parameter_transfer, pixel_transfer
+from gsmooth_lightning.error import Bound
 from gsmooth_lightning.errors import UncertifiableError
 from gsmooth_lightning.preprocess import Preprocess
 from gsmooth_lightning.smoothed import SmoothedClassifier
-from gsmooth_lightning.smoothing import Gaussian, Laplace, Law, Uniform
+from gsmooth_lightning.smoothing import Exponential, FoldedNormal, Gaussian, Law, Product, Rayleigh
 from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.threat import PixelThreat, Threat, TransformationThreat
-from gsmooth_lightning.transform import Additive, Identity, same
+from gsmooth_lightning.transform import BrightnessContrast, Composition, Identity, Transform, is_exact, same
 
-REAL = "real arithmetic: that float32 rounds the transformation is not covered"
-"""What a direct certificate of a transformation takes for granted."""
+REAL = "real arithmetic: that floats round the transformation is not covered (Gaussian pixel noise would pay for it)"
+"""What a direct certificate of a transformation without pixel noise takes for granted."""
 
-RADIAL: dict[str, tuple[type[Law], ...]] = {"l2": (Gaussian,), "l1": (Laplace, Uniform)}
-"""Laws of pixel noise whose radius in a norm is proved in every dimension."""
+TAIL = 1e-4
+"""Mass of the parameters' law outside which the rounding of the file is not bounded: it is given away as rho."""
 
-ROUNDING = 1.1
+GRID = 1.1
 """Two half steps of the grid a pixel, and a tenth for the preprocessing's float32."""
 
 
-class AdditiveCertifier(Certifier):
+class AdditiveCertifier(TransferCertifier):
     """The prediction is kept by every shift delta of the law with transfer(pA) > 1 - transfer(1 - pB).
 
     Pixel noise: the law is the noise's, and the radius is in the norm it certifies: l2 for Gaussian noise, sigma_min
-    (z(pA) - z(pB)) / 2 (Cohen et al. 2019, Theorem 1); l1 for Laplace and uniform noise. Inputs that are not on the
-    noise grid (float files, or after preprocessing) are rounded to it first; both inputs of a pair move by at most half
-    a step a pixel, so the radius shrinks by the norm of 1.1 / levels in every pixel.
+    (z(pA) - z(pB)) / 2 (Cohen et al. 2019, Theorem 1); l1 for Laplace and uniform noise; converted to the threat's norm
+    (l_inf from l2: divided by sqrt(D)). Inputs that are not on the noise grid (float files, or after preprocessing) are
+    rounded to it first; both inputs of a pair move by at most half a step a pixel, so the radius shrinks by the norm of
+    1.1 / levels in every pixel.
 
-    Exact additive transformations (brightness, contrast, gamma, blur, volume): the law is the parameters',
-    psi(psi(x, gamma), theta) = psi(x, gamma + theta) in real arithmetic, and the radius is in their unit (Fischer et
-    al. 2020, Theorem 4.2; TSS). Pixel noise beside it changes nothing. Files that round or clip what the attacker
-    computed are refused. These certificates are labelled `heuristic`: in float32 the equation holds up to rounding, and
-    a network made for it could tell apart what the theorem takes as equal (theory.md section 11).
+    Exact transformations (brightness, contrast, gamma, blur, volume, cyclic translation, and compositions): the law is
+    the parameters', psi(psi(x, gamma), theta) = psi(x, gamma + theta) in real arithmetic, and the radius is in their
+    unit (Fischer et al. 2020, Theorem 4.2; TSS). Files round and clip, parameters and images lie on grids: with
+    Gaussian pixel noise of sigma beside the law all this is a defect of at most E sigma in the l2 norm, which the noise
+    pays for (Theorem J), and the certificate is sound. Without noise a network made for it could tell apart what the
+    theorem takes as equal (theory.md section 11): then the certificate is labelled `heuristic`, and files that round or
+    clip are refused. Cyclic translation has no defect.
     """
 
     def check(self, smoothed: SmoothedClassifier, threat: Threat) -> None:
         if isinstance(threat, TransformationThreat):
-            law = _law_of_parameters(smoothed, threat)
+            _check_parameters(smoothed, threat)
         else:
-            law = _law_of_pixels(smoothed, threat)
-        pa = self.plan.ceiling
-        self.refuse_unreachable(float(law.reach(law.radius(pa, 1 - pa))), threat.unit)
+            _check_pixels(smoothed, threat)
+        self.check_plan(smoothed, threat)
 
-    def procedure(
+    def bound(
         self, smoothed: SmoothedClassifier, threat: Threat, x: Tensor, stream: Stream
-    ) -> Generator[Any, Any, Certificate]:
-        transformed = isinstance(threat, TransformationThreat)
-        law = smoothed.law if transformed else smoothed.noise
-        rounding = 0.0 if transformed else _rounding(smoothed, threat, x)
-        assert law is not None
-        slack, unit = smoothed.slack(x), float(law.reach(1.0))  # the gauge is linear along the worst direction
+    ) -> Generator[Any, Any, Bound]:
+        if isinstance(threat, PixelThreat):
+            assert smoothed.noise is not None
+            return Bound(pixel_rounding(smoothed, threat, x), 0.0, smoothed.noise.alpha, "sound")
+        assert isinstance(threat, TransformationThreat)
+        if is_exact(smoothed.transform) and smoothed.transform.permutes:
+            return Bound(0.0, 0.0, 0.0, "sound")
+        if smoothed.noise is None:
+            return Bound(0.0, 0.0, 0.0, "heuristic", {"rests_on": REAL})
+        error = file_rounding(smoothed, threat, x)
+        if not math.isfinite(error):
+            raise UncertifiableError(
+                f"what files of {threat.transform.name} round has no finite bound; narrow the law or threat, or use "
+                "inputs in [0, 1]"
+            )
+        return Bound(error, TAIL, 0.0, "sound")
+        yield  # a procedure without jobs
 
-        def threshold(radius: float) -> float:
-            size = 0.0 if radius == 0 else (radius + rounding) / unit
-            return float(law.required(size)) + slack
-
-        outcome = yield from self.plan.run(
-            lambda stage, first, last: smoothed.sample(x, stream, stage, first, last), smoothed.block, threshold
-        )
-        radius = outcome.passed
-        if outcome.pa is not None and outcome.pb is not None:
-            pa, pb = outcome.pa - slack, outcome.pb + slack
-            radius = round_down(float(law.reach(law.radius(pa, pb))) - rounding) if pa > pb else None
-        if isinstance(threat, TransformationThreat) and radius is not None:
-            radius = threat.clip(radius)
-        return self.conclude(
-            smoothed,
-            outcome,
-            radius,
-            x,
-            stream,
-            unit=threat.unit,
-            guarantee="heuristic" if transformed else "sound",
-            alpha=self.plan.alpha,
-            details={"rests_on": REAL} if transformed else {},
-        )
+    def transfer(self, smoothed: SmoothedClassifier, threat: Threat, bound: Bound, dim: int, slack: float) -> Transfer:
+        if isinstance(threat, TransformationThreat):
+            assert smoothed.law is not None
+            return parameter_transfer(smoothed.transform, smoothed.law, threat, bound, slack)
+        assert isinstance(threat, PixelThreat)
+        assert smoothed.noise is not None
+        return pixel_transfer(smoothed.noise, threat, dim, bound, slack)
 
 
-def _law_of_parameters(smoothed: SmoothedClassifier, threat: TransformationThreat) -> Law:
-    """The law that the attack shifts, after every hypothesis of the theorem has been checked."""
-    mine, theirs = smoothed.transform, threat.transform
-    if not (isinstance(theirs, Additive) and theirs.exact):
+# ---------------------------------------------------------------- hypotheses
+
+
+def _check_parameters(smoothed: SmoothedClassifier, threat: TransformationThreat) -> None:
+    mine, theirs, law = smoothed.transform, threat.transform, smoothed.law
+    if not is_exact(theirs):
         how = getattr(theirs, "interpolation", "its")
         raise UncertifiableError(f"{theirs.name} is not exact under {how} interpolation; use certify=joint")
     if not same(mine, theirs):
@@ -94,58 +95,127 @@ def _law_of_parameters(smoothed: SmoothedClassifier, threat: TransformationThrea
             f"the classifier is smoothed over {mine.name}, the threat is {theirs.name}: smooth over the threat's "
             "transformation (transform and threat must name the same one, with the same settings)"
         )
-    if threat.saved != "real":
-        raise UncertifiableError(
-            f"{theirs.name} is not exact in files {threat.file()}; use threat.saved=real, which certifies the values "
-            "before that"
-        )
-    law = smoothed.law
     assert law is not None  # SmoothedClassifier demands it beside a transformation
-    if law.one_sided and threat.low < 0:
+    _check_law(theirs, law, threat.lows)
+    if theirs.permutes:
+        return
+    if threat.clips():
         raise UncertifiableError(
-            f"this law certifies no negative {threat.unit}; set threat.low=0, or choose a two-sided law"
+            f"{theirs.name} is clipped in files {threat.file()}, and what is lost does not come back; use "
+            "threat.saved=real, which certifies the values before that"
         )
-    if min(threat.low, law.span[0]) < theirs.lowest:
+    if smoothed.noise is None and threat.saved != "real":
         raise UncertifiableError(
-            f"{theirs.name} has no parameters below {theirs.lowest:g}; set threat.low to it and choose a one-sided law"
+            f"{theirs.name} is rounded in files {threat.file()}; use noise=gaussian, which pays for it, or "
+            "threat.saved=real, which certifies the values before that"
         )
-    return law
+    if smoothed.noise is not None:
+        if not isinstance(smoothed.noise, Gaussian) or smoothed.noise.cholesky is not None:
+            raise UncertifiableError("only Gaussian pixel noise pays for the rounding of a file; use noise=gaussian")
+        if not math.isfinite(lipschitz(smoothed.preprocess)):
+            raise UncertifiableError(
+                "preprocessing must say how much it stretches l2 distances: use steps with an attribute lipschitz"
+            )
 
 
-def _law_of_pixels(smoothed: SmoothedClassifier, threat: Threat) -> Law:
-    """The noise's law, after every hypothesis of the theorem has been checked."""
+def _check_law(transform: Transform, law: Law, lows: tuple[float, ...]) -> None:
+    """Refuses laws that do not cover an attack on the transformation's parameters down to `lows`."""
+    if isinstance(transform, Composition):
+        if not isinstance(law, Product) or [part.dim for part in transform.parts] != law.dims:
+            raise UncertifiableError(
+                f"{transform.name} needs a law for each part; use law=product with parts and dims in the same order"
+            )
+        first = 0
+        for part, own in zip(transform.parts, law.parts, strict=True):
+            _check_law(part, own, lows[first : first + part.dim])
+            first += part.dim
+        return
+    if isinstance(law, Product):
+        raise UncertifiableError(f"{transform.name} is no composition; use one law for its parameters")
+    if law.alpha:
+        raise UncertifiableError("this law's transfer is estimated, for pixel noise alone; use law=gaussian")
+    if isinstance(transform, BrightnessContrast):
+        if not isinstance(law, Gaussian) or law.cholesky is not None or law.sigma.numel() > 2:
+            raise UncertifiableError(
+                "brightness and contrast together are certified for independent Gaussian parameters; use law=gaussian "
+                "with law.sigma=[CONTRAST,BRIGHTNESS]"
+            )
+    elif transform.dim > 1 and isinstance(law, FoldedNormal | Rayleigh):
+        raise UncertifiableError(f"this law is for one parameter, {transform.name} has {transform.dim}; use gaussian")
+    if law.one_sided and min(lows) < 0:
+        raise UncertifiableError(
+            f"this law certifies no negative {', '.join(transform.units)}; set threat.low=0, or choose a two-sided law"
+        )
+    if min(*lows, law.span[0]) < transform.lowest:
+        raise UncertifiableError(
+            f"{transform.name} has no parameters below {transform.lowest:g}; set threat.low to it and choose a "
+            "one-sided law"
+        )
+
+
+def _check_pixels(smoothed: SmoothedClassifier, threat: Threat) -> None:
     if not isinstance(threat, PixelThreat):
         raise UncertifiableError("the direct certificate covers pixel noise and transformations; use threat=l2")
     noise, norm = smoothed.noise, threat.norm
-    if not isinstance(noise, RADIAL[norm]) or getattr(noise, "cholesky", None) is not None:
-        fitting = {"l2": "noise=gaussian", "l1": "noise=laplace or noise=uniform"}[norm]
-        raise UncertifiableError(f"this pixel noise has no radius in {norm}; use {fitting}")
+    if noise is None or isinstance(noise, Exponential | FoldedNormal | Rayleigh | Product):
+        fitting = {"l1": "laplace or noise=uniform", "l2": "gaussian", "linf": "gaussian"}[norm]
+        raise UncertifiableError(f"this pixel noise has no radius in {norm}; use noise={fitting}")
+    if getattr(noise, "cholesky", None) is not None:
+        raise UncertifiableError("pixel noise with a full covariance has no radius; use noise=gaussian")
     if smoothed.law is not None:
         raise UncertifiableError(
             f"an {norm} attack before a random transformation is not covered; use transform=identity with threat={norm}"
         )
     if not isinstance(smoothed.transform, Identity):
         raise UncertifiableError("a fixed transformation before the noise is not covered; use transform=identity")
-    if norm == "l1" and not _is_nothing(smoothed.preprocess):
-        raise UncertifiableError("preprocessing is not known to keep l1 distances; use preprocess=none")
-    if not _lipschitz(smoothed.preprocess) <= 1:
+    if norm != "l2" and not _is_nothing(smoothed.preprocess):
+        raise UncertifiableError(f"preprocessing is not known to keep {norm} distances; use preprocess=none")
+    if not lipschitz(smoothed.preprocess) <= 1:
         raise UncertifiableError(
             "preprocessing must not stretch l2 distances, and say so: use steps with an attribute lipschitz <= 1"
         )
-    return noise
 
 
-def _rounding(smoothed: SmoothedClassifier, threat: Threat, x: Tensor) -> float:
-    """How much nearer the noise grid brings two inputs, in the threat's norm."""
-    on_grid = threat.levels is not None and smoothed.levels % threat.levels == 0 and _is_nothing(smoothed.preprocess)
-    size = x.numel() if threat.unit == "l1" else math.sqrt(x.numel())
-    return 0.0 if on_grid else ROUNDING * size / smoothed.levels
+# ---------------------------------------------------------------- rounding
+
+
+def pixel_rounding(smoothed: SmoothedClassifier, threat: PixelThreat, x: Tensor) -> float:
+    """How much nearer the noise grid brings two inputs, in the law's own units."""
+    if threat.levels is not None and smoothed.levels % threat.levels == 0 and _is_nothing(smoothed.preprocess):
+        return 0.0
+    assert smoothed.noise is not None
+    size = {"l1": x.numel(), "l2": math.sqrt(x.numel()), "linf": 1.0}[smoothed.noise.norm]
+    return GRID * size / smoothed.levels / float(smoothed.noise.reach(1.0))
+
+
+def file_rounding(smoothed: SmoothedClassifier, threat: TransformationThreat, x: Tensor) -> float:
+    """E: for every gamma of the threat and every theta but a mass TAIL of its law, the l2 distance between the encoded
+    psi(x', theta), x' the attacked file, and the encoded psi(x, gamma + theta), in units of the pixel noise.
+
+    It adds what the file rounds or clips, stretched by psi(., theta); what the grid of the parameters moves, half a
+    step in each of theta, theta + gamma and what gamma scales theta by; and the noise grid's two half steps a pixel.
+    """
+    transform, law, noise = smoothed.transform, smoothed.law, smoothed.noise
+    assert is_exact(transform)
+    assert law is not None
+    assert isinstance(noise, Gaussian)
+    least, most, error = threat.file_error(x)
+    theta = torch.stack(law.within(TAIL, transform.dim))  # (2, dim)
+    file = transform.spread(least, most, error, *theta)
+    gamma = torch.tensor([threat.lows, threat.highs], dtype=torch.float64)
+    corners = torch.cartesian_prod(*gamma.T, *theta.T)  # (4^dim, 2 dim)
+    attack, drawn = corners.split(transform.dim, 1)
+    reached = transform.resolve(attack, drawn)
+    scale = (transform.resolve(attack, drawn + 1) - reached).abs().amax(0)
+    grid = transform.drift(x.double(), reached.amin(0), reached.amax(0), smoothed.parameter_step * (1 + scale) / 2)
+    moved = lipschitz(smoothed.preprocess) * (file + grid) + GRID * math.sqrt(x.numel()) / smoothed.levels
+    return moved / float(noise.sigma.min()) * (1 + 1e-6)
 
 
 def _is_nothing(preprocess: nn.Module) -> bool:
     return isinstance(preprocess, nn.Identity) or (isinstance(preprocess, Preprocess) and len(preprocess) == 0)
 
 
-def _lipschitz(preprocess: nn.Module) -> float:
+def lipschitz(preprocess: nn.Module) -> float:
     """What preprocessing states about itself; infinity when it states nothing."""
     return 1.0 if _is_nothing(preprocess) else float(getattr(preprocess, "lipschitz", math.inf))  # type: ignore[arg-type]

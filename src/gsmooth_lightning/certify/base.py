@@ -6,11 +6,13 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
-from gsmooth_lightning.confidence import Outcome, SamplingPlan
-from gsmooth_lightning.errors import UncertifiableError
+from gsmooth_lightning.certify.topk import check_top_k, top_k_candidates, top_k_radii
+from gsmooth_lightning.certify.transfer import Transfer, largest_radius, required
+from gsmooth_lightning.error import Bound
+from gsmooth_lightning.errors import RequestError, UncertifiableError
+from gsmooth_lightning.plans import FixedN, Outcome, SamplingPlan
 from gsmooth_lightning.rounds import run_rounds
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.stream import Stream
@@ -26,24 +28,25 @@ class Certificate:
     classifier's prediction on this image. What kind of statement this is, `guarantee` says.
 
     Attributes:
-        prediction: class, or ABSTAIN (-1).
+        prediction: class, or ABSTAIN (-1); of a top-k certificate, the classes that stay among the k most probable.
         radius: certified radius in `unit`, rounded down; the closed region up to it is certified. 0: the prediction
-            alone is certified.
+            alone is certified. Of a top-k certificate, one for each class.
         guarantee: "sound", "distributional", "surrogate" or "heuristic".
         alpha: total probability of a false statement, the error bound's part included.
-        selection, counts: votes by class of the n0 selection draws and of the n estimation draws.
-        pa, pb: bounds used, None after a sequential test.
+        selection, counts: votes by class of the n0 selection draws and of the n estimation draws, added up: whole
+            numbers for hard votes, sums of numbers in [0, 1] for soft ones.
+        pa, pb: bounds used, None after a sequential test and of a top-k certificate.
         evaluations: forward passes of the network, padding included.
         seconds: time spent on this image.
     """
 
-    prediction: int
-    radius: float
+    prediction: int | list[int]
+    radius: float | list[float]
     unit: str
     guarantee: str
     alpha: float
-    selection: list[int]
-    counts: list[int]
+    selection: list[float]
+    counts: list[float]
     n: int
     seed: int
     evaluations: int
@@ -60,14 +63,7 @@ class Certificate:
 
 
 class Certifier(ABC):
-    """A theorem. `check` refuses what it does not cover, before any work; `procedure` certifies one image.
-
-    Args:
-        plan: how many draws, and when to stop.
-    """
-
-    def __init__(self, plan: SamplingPlan):
-        self.plan = plan
+    """A theorem. `check` refuses what it does not cover, before any work; `procedure` certifies one image."""
 
     @abstractmethod
     def check(self, smoothed: SmoothedClassifier, threat: Threat) -> None:
@@ -106,35 +102,107 @@ class Certifier(ABC):
         for index, certificate, seconds in run_rounds(procedures(), first[1].device, in_flight):
             yield index, replace(certificate, seconds=seconds)
 
-    def refuse_unreachable(self, ceiling_radius: float, unit: str) -> None:
-        """Refuses target radii that n votes for one class could not certify."""
-        radii = getattr(self.plan, "radii", ())
-        if radii and radii[-1] >= ceiling_radius:
-            raise UncertifiableError(
-                f"a radius of {radii[-1]:g} {unit} is out of reach: n={self.plan.n} votes for one class at "
-                f"alpha={self.plan.alpha:g} certify less than {ceiling_radius:.4g} {unit}; raise sampling.n or the "
-                "sigma, or lower sampling.radii"
-            )
 
-    def conclude(
-        self, smoothed: SmoothedClassifier, outcome: Outcome, radius: float | None, x: Tensor, stream: Stream, **fields
-    ) -> Certificate:
-        """The certificate that an outcome supports; a radius of None means abstention."""
-        n0, n = self.plan.n0, outcome.n
+class TransferCertifier(Certifier):
+    """A theorem that bounds what an attack leaves of a class's votes, by `bound` and `transfer`, for one image; what
+    follows from votes is the same for all of these (see `transfer`).
+
+    Args:
+        plan: how many draws, and when to stop.
+        top_k: 1, or the certificate names k classes, each with the radius within which it stays among the k most
+            probable ones (see `topk`).
+
+    Raises:
+        RequestError: top_k beyond 1 with a plan that does not fix n.
+    """
+
+    def __init__(self, plan: SamplingPlan, top_k: int = 1):
+        self.plan, self.top_k = plan, top_k
+        if top_k != 1 and not isinstance(plan, FixedN):
+            raise RequestError("top-k certificates need a number of draws fixed beforehand; use sampling=fixed")
+
+    @abstractmethod
+    def bound(
+        self, smoothed: SmoothedClassifier, threat: Threat, x: Tensor, stream: Stream
+    ) -> Generator[Any, Any, Bound]:
+        """What the theorem's equation between attacked and transformed images misses on the clean image x, (c, h, w),
+        as a procedure (see `rounds`)."""
+
+    @abstractmethod
+    def transfer(self, smoothed: SmoothedClassifier, threat: Threat, bound: Bound, dim: int, slack: float) -> Transfer:
+        """T for an image of `dim` values with this bound; `slack` is the sampler's total variation."""
+
+    def procedure(
+        self, smoothed: SmoothedClassifier, threat: Threat, x: Tensor, stream: Stream
+    ) -> Generator[Any, Any, Certificate]:
+        bound = yield from self.bound(smoothed, threat, x, stream)
+        slack = smoothed.slack(x)
+        transfer = self.transfer(smoothed, threat, bound, x.numel(), slack)
+        outcome = yield from self.plan.run(
+            lambda stage, first, last: smoothed.sample(x, stream, stage, first, last),
+            smoothed.block,
+            lambda radius: required(transfer, radius),
+        )
+        prediction, radius = self.verdict(outcome, transfer, threat.reach)
         return Certificate(
-            prediction=ABSTAIN if radius is None else outcome.top,
-            radius=0.0 if radius is None else radius,
+            prediction=prediction,
+            radius=radius,
+            unit=threat.unit,
+            guarantee=bound.guarantee,
+            alpha=self.plan.alpha + bound.alpha,
             selection=outcome.selection[:-1].tolist(),
             counts=outcome.counts[:-1].tolist(),
-            n=n,
+            n=outcome.n,
             seed=stream.seed,
-            evaluations=smoothed.evaluations(0, n0) + smoothed.evaluations(0, n),
-            pa=outcome.pa,
-            pb=outcome.pb,
-            **fields,
+            evaluations=smoothed.evaluations(0, self.plan.n0) + smoothed.evaluations(0, outcome.n),
+            pa=outcome.pa if self.top_k == 1 else None,
+            pb=outcome.pb if self.top_k == 1 else None,
+            details={
+                "E": bound.value,
+                "rho": bound.rho,
+                "alpha_E": bound.alpha,
+                "slack": slack,
+                "dim": x.numel(),
+                **bound.details,
+            },
         )
 
+    def verdict(
+        self, outcome: Outcome, transfer: Transfer, reach: float
+    ) -> tuple[int | list[int], float | list[float]]:
+        """(prediction, radius): the class, or the certified ones of k classes, and how far; ABSTAIN for none."""
+        if self.top_k > 1:
+            classes = top_k_candidates(outcome.selection[:-1], self.top_k)
+            found = top_k_radii(outcome.counts[:-1], classes, self.plan.alpha, transfer, reach)
+            held = {int(c): r for c, r in zip(classes, found, strict=True) if r is not None}
+            return (list(held), list(held.values())) if held else (ABSTAIN, 0.0)
+        radius = outcome.passed
+        if outcome.pa is not None and outcome.pb is not None:
+            radius = largest_radius(transfer, outcome.pa, outcome.pb, reach)
+        elif radius is not None:
+            radius = min(radius, reach)
+        return (ABSTAIN, 0.0) if radius is None else (outcome.top, radius)
 
-def round_down(radius: float) -> float:
-    """The next float below, with an allowance for the rounding of Phi and its inverse."""
-    return max(0.0, float(np.nextafter(radius * (1 - 1e-12), -np.inf)))
+    def check_plan(self, smoothed: SmoothedClassifier, threat: Threat) -> None:
+        """Refuses votes that the plan does not count, k not below the number of classes, and target radii that n votes
+        for one class could not certify, even without any error."""
+        self.plan.check_votes(smoothed.votes == "soft")
+        check_top_k(self.top_k, smoothed.classes)
+        radii = getattr(self.plan, "radii", ())
+        if not radii:
+            return
+        if radii[-1] > threat.reach:
+            raise UncertifiableError(
+                f"sampling.radii end at {radii[-1]:g}, beyond the threat's range of {threat.reach:g} {threat.unit}; "
+                "lower them, or widen the threat"
+            )
+        transfer = self.transfer(smoothed, threat, Bound(0.0, 0.0, 0.0, "heuristic"), 1, 0.0)
+        pa = self.plan.ceiling
+        if float(transfer(pa, radii[-1])) > 0.5:
+            return
+        ceiling = largest_radius(transfer, pa, 1 - pa, threat.reach) or 0.0
+        raise UncertifiableError(
+            f"a radius of {radii[-1]:g} {threat.unit} is out of reach: n={self.plan.n} votes for one class at "
+            f"alpha={self.plan.alpha:g} certify at most {ceiling:.4g} {threat.unit} of this threat; raise sampling.n "
+            "or the sigma, or lower sampling.radii"
+        )

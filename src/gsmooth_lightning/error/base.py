@@ -52,6 +52,10 @@ class ErrorBound(ABC):
                 f"the classifier is smoothed over {mine.name}, the threat is {theirs.name}: smooth over the threat's "
                 "transformation (transform and threat must name the same one)"
             )
+        if mine.dim > 1:
+            raise UncertifiableError(
+                f"{mine.name} has {mine.dim} parameters; error bounds search one; use certify=direct"
+            )
         if not isinstance(smoothed.law, Gaussian) or not isinstance(smoothed.noise, Gaussian):
             raise UncertifiableError("the joint certificate needs a Gaussian law and Gaussian noise (Theorem J)")
         if smoothed.noise.cholesky is not None:

@@ -2,7 +2,7 @@
 
 from gsmooth_lightning.model.audio import MFCCNet
 from gsmooth_lightning.model.checkpoint import file_hash, load_weights
-from gsmooth_lightning.model.cnn import SmallCNN
+from gsmooth_lightning.model.cnn import SmallCNN, WienerBank, deblurring_cnn
 from gsmooth_lightning.model.fused import fused
 from gsmooth_lightning.model.pretrained import Normalize, timm_model, torchvision_model
 from gsmooth_lightning.model.resnet import CifarResNet, cifar_resnet, small_resnet18
@@ -12,7 +12,9 @@ __all__ = [
     "MFCCNet",
     "Normalize",
     "SmallCNN",
+    "WienerBank",
     "cifar_resnet",
+    "deblurring_cnn",
     "file_hash",
     "fused",
     "load_weights",

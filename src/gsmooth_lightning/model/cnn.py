@@ -1,7 +1,11 @@
 """Small convolutional networks for small images."""
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
+import torch
+from scipy.fft import dct
 from torch import Tensor, nn
 
 
@@ -13,6 +17,7 @@ class SmallCNN(nn.Module):
         classes: outputs.
         widths: channels of each stage.
         hidden: width of the hidden linear layer.
+        standardize: bring each image to mean 0 and variance 1 first: brightness and contrast then change nothing.
     """
 
     def __init__(
@@ -22,10 +27,11 @@ class SmallCNN(nn.Module):
         classes: int = 10,
         widths: Sequence[int] = (16, 32),
         hidden: int = 64,
+        standardize: bool = False,
     ):
         super().__init__()
         height, width = (size, size) if isinstance(size, int) else size
-        stages: list[nn.Module] = []
+        stages: list[nn.Module] = [nn.InstanceNorm2d(channels)] if standardize else []
         for outputs in widths:
             stages += [nn.Conv2d(channels, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
             stages += [nn.MaxPool2d(2)]
@@ -37,3 +43,51 @@ class SmallCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (n, c, h, w) -> (n, classes)
         return self.head(self.features(x))
+
+
+class WienerBank(nn.Module):
+    """The image, and what it may have been before a Gaussian blur of each of some variances, as channels of mean 0 and
+    variance 1: (n, c, h, w) -> (n, c (1 + k), h, w).
+
+    Blur of variance v multiplies the DCT-II coefficients by m = exp(-v lambda / 2) (see `transform.GaussianBlur`); the
+    Wiener filter m / (m^2 + 1 / gain^2) takes it back where less than `gain` / 2 does, and drops the rest.
+
+    Args:
+        size: of the image, size x size pixels or [height, width].
+        channels: c.
+        variances: v of each channel, in pixels^2.
+        gain: one over the noise's share in the image.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    filters: Tensor
+
+    def __init__(self, size: int | Sequence[int], channels: int, variances: Sequence[float], gain: float):
+        super().__init__()
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        bases = [torch.from_numpy(dct(np.eye(side), norm="ortho", axis=0)).float() for side in sides]
+        decays = [1 - torch.cos(math.pi / side * torch.arange(side)) for side in sides]
+        left = torch.stack([torch.exp(-v * (decays[0][:, None] + decays[1])) for v in (0.0, *variances)])
+        self.register_buffer("rows", bases[0], persistent=False)
+        self.register_buffer("columns", bases[1], persistent=False)
+        self.register_buffer("filters", left / (left.square() + gain**-2), persistent=False)
+        self.norm = nn.InstanceNorm2d(channels * (1 + len(variances)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        coefficients = (self.rows @ x @ self.columns.T)[:, :, None] * self.filters  # (n, c, 1 + k, h, w)
+        return self.norm((self.rows.T @ coefficients @ self.columns).flatten(1, 2))
+
+
+def deblurring_cnn(
+    channels: int = 1,
+    size: int | Sequence[int] = 28,
+    classes: int = 10,
+    widths: Sequence[int] = (32, 64),
+    hidden: int = 128,
+    variances: Sequence[float] = (8, 20, 40),
+    gain: float = 300,
+) -> nn.Sequential:
+    """A `SmallCNN` behind a `WienerBank`: for images that are blurred beyond what a small network undoes by itself."""
+    inputs = channels * (1 + len(variances))
+    return nn.Sequential(WienerBank(size, channels, variances, gain), SmallCNN(inputs, size, classes, widths, hidden))

@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gsmooth_lightning.report.curves import Record, certified_accuracy
+from gsmooth_lightning.report.curves import Record, certified_accuracy, envelope, largest
 from gsmooth_lightning.threat import Threat, TransformationThreat
 
 COLUMNS = 8
@@ -41,27 +41,36 @@ def report_figure(
     return figure
 
 
-def comparison_figure(runs: Mapping[str, Sequence[Record]]) -> Figure:
-    """Certified accuracy of several runs with radii in one unit, a curve each with its 95 % interval over images."""
-    figure = Figure(figsize=(7.2, 4.8), layout="constrained", facecolor="white")
-    axes = figure.subplots()
-    end = 1.05 * max(r["radius"] for records in runs.values() for r in records) or 1.0
-    radii = np.linspace(0, end, 241)
+def comparison_figure(runs: Mapping[str, Sequence[Record]], with_envelope: bool = False) -> Figure:
+    """Certified accuracy of runs, a curve each with its 95 % interval over images; one panel for each unit of radii.
+
+    Args:
+        runs: certificates by name.
+        with_envelope: draws the runs' upper envelope (`curves.envelope`).
+    """
+    panels: dict[str, dict[str, Sequence[Record]]] = {}
     for name, records in runs.items():
-        value, low, high = certified_accuracy(records, list(radii))
-        (line,) = axes.plot(radii, value, linewidth=2, label=f"{name} ({len(records)} images)")
-        axes.fill_between(radii, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
-    units = {r["unit"] for records in runs.values() for r in records}
-    axes.set(xlabel=f"radius ({', '.join(sorted(units))})", ylabel="certified accuracy", xlim=(0, end), ylim=(0, 1.02))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8)
+        panels.setdefault(records[0]["unit"], {})[name] = records
+    figure = Figure(figsize=(7.2 * len(panels), 4.8), layout="constrained", facecolor="white")
+    for axes, (unit, shown) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        end = 1.05 * max(map(largest, shown.values())) or 1.0
+        radii = np.linspace(0, end, 241)
+        for name, records in shown.items():
+            value, low, high = certified_accuracy(records, list(radii))
+            (line,) = axes.plot(radii, value, linewidth=2, label=f"{name} ({len(records)} images)")
+            axes.fill_between(radii, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
+        if with_envelope:
+            _, value, _, _ = envelope(shown, list(radii))
+            axes.plot(radii, value, color=INK, linestyle="--", linewidth=1, label="envelope (best run at each radius)")
+        axes.set(xlabel=f"radius ({unit})", ylabel="certified accuracy", xlim=(0, end), ylim=(0, 1.02))
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(fontsize=8)
     return figure
 
 
 def _curve(figure, records: Sequence[Record], threat: Threat, attacked: Sequence[Record]) -> None:
-    most = max(r["radius"] for r in records)
-    end = threat.clip(float("inf")) if isinstance(threat, TransformationThreat) else 1.05 * most or 1.0
+    end = threat.reach if isinstance(threat, TransformationThreat) else 1.05 * largest(records) or 1.0
     radii = np.linspace(0, end, 241)
     value, low, high = certified_accuracy(records, list(radii))
     axes = figure.subplots()
@@ -97,15 +106,15 @@ def _contact_sheet(figure, shown: Sequence[tuple[Record, Tensor]], threat: Trans
         top, column = 3 * (k // COLUMNS), k % COLUMNS
         good = record["prediction"] == record["label"]
         name = "abstained" if record["prediction"] == -1 else f"{record['prediction']}"
-        for row, sign in enumerate((-1, 0, 1)):
-            end = min(max(sign * record["radius"], threat.low), threat.high)
-            gamma = torch.tensor([[end]], dtype=torch.float32)
+        low, high = threat.box(record["radius"])
+        for row, end in enumerate((low, None, high)):
             cell = axes[top + row, column]
-            cell.imshow(_displayed(threat.apply(clean, gamma)[0] if sign else clean[0]), cmap="gray", vmin=0, vmax=1)
-            if sign:
-                cell.set_title(f"{end:+.3g}" if good and record["radius"] else "", fontsize=7, pad=1)
-            else:
+            shown_file = clean if end is None else threat.apply(clean, torch.tensor([end], dtype=torch.float32))
+            cell.imshow(_displayed(shown_file[0]), cmap="gray", vmin=0, vmax=1)
+            if end is None:
                 cell.set_title(name, fontsize=8, pad=1, color=INK if good else RED)
+            elif good and record["radius"]:
+                cell.set_title(", ".join(f"{value:+.3g}" for value in end), fontsize=7, pad=1)
 
 
 def _displayed(x: Tensor) -> np.ndarray:

@@ -1,13 +1,13 @@
 """Tables of what was certified, and what it means."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
 from gsmooth_lightning.confidence import proportion_interval
 from gsmooth_lightning.errors import RequestError
-from gsmooth_lightning.report.curves import Record, certified_accuracy
+from gsmooth_lightning.report.curves import Record, certified, certified_accuracy, envelope, largest, units
 from gsmooth_lightning.threat import Threat, TransformationThreat
 
 MEANING = {
@@ -17,13 +17,17 @@ MEANING = {
     "heuristic": "a hypothesis of the theorem was not proved: no proof against an attacker who finds where it fails",
 }
 
+INTERVALS = "95 % over images"
 
-def default_radii(threat: Threat, records: Sequence[Record]) -> list[float]:
-    """Radii that a table shows: thirds of the threat's range, or round steps past the largest radius, .25 at most."""
+
+def default_radii(threat: Threat | None, records: Sequence[Record]) -> list[float]:
+    """Radii that a table shows: thirds of the threat's range, or round steps past the largest radius, .25 at most.
+
+    Of a log, threat is None.
+    """
     if isinstance(threat, TransformationThreat):
-        end = threat.clip(float("inf"))
-        return [0.0, end / 3, 2 * end / 3, end]
-    most = max((r["radius"] for r in records), default=0.0)
+        return [0.0, threat.reach / 3, 2 * threat.reach / 3, threat.reach]
+    most = largest(records)
     steps = (s / 10**k for k in range(9) for s in (0.25, 0.1, 0.05))
     step = next((s for s in steps if s <= most / 2), 0.25)
     return [round(step * k, 12) for k in range(max(2, min(9, int(most / step) + 2)))]
@@ -32,7 +36,56 @@ def default_radii(threat: Threat, records: Sequence[Record]) -> list[float]:
 def share(hits: int, n: int) -> str:
     """k/n with its 95 % interval."""
     low, high = proportion_interval(hits, n)
-    return f"{hits / n:.3f}  [{float(low):.3f}, {float(high):.3f}]"
+    return cell(hits / n, float(low), float(high))
+
+
+def cell(value: float, low: float, high: float) -> str:
+    """A share with its interval."""
+    return f"{value:.3f}  [{low:.3f}, {high:.3f}]"
+
+
+def accuracy_rows(records: Sequence[Record], radii: Sequence[float], unit: str) -> dict[str, str]:
+    """Certified accuracy at each radius with its interval."""
+    curve = zip(radii, *certified_accuracy(records, radii), strict=True)
+    return {f"certified at {r:g} {unit}": cell(*estimate) for r, *estimate in curve}
+
+
+def median_row(records: Sequence[Record], unit: str) -> dict[str, str]:
+    """Median radius of the correct images."""
+    radii = [r["radius"] for r, hit in zip(records, certified(records, 0.0), strict=True) if hit]
+    median = f"{np.median(radii):.4g}" if radii else "none"
+    return {f"median certified radius ({unit}, correct images)": median}
+
+
+def log_rows(records: Sequence[Record], radii: Sequence[float] | None = None) -> dict[str, str]:
+    """The lines of a log's table: what `logs.read_log` knows."""
+    (unit,) = units(records)
+    return {
+        "images": f"{len(records)} (indices {records[0]['index']} to {records[-1]['index']})",
+        "inputs": f"radii in {unit}",
+        "abstained": str(sum(r["prediction"] == -1 for r in records)),
+        **accuracy_rows(records, radii if radii is not None else default_radii(None, records), unit),
+        **median_row(records, unit),
+        "seconds an image": f"{np.mean([r['seconds'] for r in records]):.3f}",
+        "guarantee": "as the log's author states it; a log names neither theorem, alpha nor draws",
+        "intervals": INTERVALS,
+    }
+
+
+def envelope_rows(runs: Mapping[str, Sequence[Record]], radii: Sequence[float]) -> dict[str, str]:
+    """The lines of the upper envelope of several runs, with the run that attains it."""
+    curve = zip(radii, *envelope(runs, radii), strict=True)  # refuses different units
+    (unit,) = set.union(*map(units, runs.values()))
+    return {
+        "images": "the same in every run",
+        "inputs": f"radii in {unit}",
+        **{
+            f"certified at {r:g} {unit}": cell(value, low, high) + (f"  {best}" if value else "")
+            for r, best, value, low, high in curve
+        },
+        "guarantee": "that of the named run; as it was picked on these images, the accuracy is optimistic",
+        "intervals": f"95 % for the largest of the runs' true accuracies (Bonferroni over {len(runs)} runs)",
+    }
 
 
 def certificate_rows(
@@ -41,7 +94,6 @@ def certificate_rows(
     """The lines of a run's table, in order."""
     n = len(records)
     radii = radii if radii is not None else default_radii(threat, records)
-    correct = [r for r in records if r["prediction"] == r["label"]]
     rows = {
         "images": f"{n} ({images})",
         "data": source,
@@ -50,24 +102,23 @@ def certificate_rows(
         "smoothed accuracy (most votes)": share(sum(int(np.argmax(r["selection"])) == r["label"] for r in records), n),
         "abstained": str(sum(r["prediction"] == -1 for r in records)),
     }
-    for radius, value, low, high in zip(radii, *certified_accuracy(records, radii), strict=True):
-        rows[f"certified at {radius:g} {threat.unit}"] = f"{value:.3f}  [{low:.3f}, {high:.3f}]"
+    if any("top_k" in r for r in records):
+        rows["counts as certified"] = "a label that stays among the k most probable classes"
+    rows |= accuracy_rows(records, radii, threat.unit)
     alpha = max(r["alpha"] for r in records)
     guarantee = sorted({r["guarantee"] for r in records})
     covered = [r["details"]["q_E"] for r in records if "q_E" in r.get("details", {})]
     if covered:
         rows["fraction of images that E covers (q_E)"] = f"at least {min(covered):.4f}"
     rows |= {
-        f"median certified radius ({threat.unit}, correct images)": f"{np.median([r['radius'] for r in correct]):.4g}"
-        if correct
-        else "none",
+        **median_row(records, threat.unit),
         "evaluations an image": f"{np.mean([r['evaluations'] for r in records]):.0f}",
         "seconds an image": f"{np.mean([r['seconds'] for r in records]):.3f}",
         "alpha an image": f"{alpha:g} (of {n} images at most {n * alpha:.2g} false certificates expected)",
         "threat": threat.describe(),
         "guarantee": "; ".join(f"{g}: {MEANING[g]}" for g in guarantee),
         **rests_on(records),
-        "intervals": "95 % over images",
+        "intervals": INTERVALS,
     }
     return rows
 
@@ -82,6 +133,8 @@ def attack_rows(records: Sequence[Record], certificates: Sequence[Record]) -> di
             sum(_survives(r["smoothed"], r["label"]) for r in records), n
         ),
     }
+    if any("top_k" in c for c in certificates):
+        raise RequestError("an attack's one prediction says nothing about the k most probable; report them apart")
     if certificates:
         common = [r for r in records if r["index"] in by_index]
         if any(r["input"] != by_index[r["index"]]["input"] for r in common):
@@ -96,8 +149,8 @@ def contradictions(attacked: Record, certificate: Record) -> int:
     if certificate["prediction"] == -1:
         return 0
     return sum(
-        abs(gamma) <= certificate["radius"] and predicted != certificate["prediction"]
-        for gamma, predicted in zip(attacked["gammas"], attacked["smoothed"], strict=True)
+        distance <= certificate["radius"] and predicted != certificate["prediction"]
+        for distance, predicted in zip(attacked["distances"], attacked["smoothed"], strict=True)
     )
 
 
@@ -133,6 +186,12 @@ def rests_on(records: Sequence[Record]) -> dict[str, str]:
 def markdown(columns: dict[str, dict[str, str]]) -> str:
     """Rows by name, one column a run, as a markdown table."""
     return _frame(columns).to_markdown()
+
+
+def latex(columns: dict[str, dict[str, str]]) -> str:
+    """The same table in LaTeX, with the rules of the package booktabs and as wide as the text."""
+    widths = [0.25] + [0.7 / len(columns)] * len(columns)
+    return _frame(columns).to_latex(escape=True, column_format="".join(rf"p{{{w:.3f}\textwidth}}" for w in widths))
 
 
 def text(columns: dict[str, dict[str, str]], width: int = 90) -> str:

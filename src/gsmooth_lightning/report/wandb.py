@@ -7,7 +7,7 @@ import wandb
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
-from gsmooth_lightning.report.curves import Record, certified_accuracy
+from gsmooth_lightning.report.curves import Record, certified_accuracy, largest
 from gsmooth_lightning.report.figures import report_figure
 from gsmooth_lightning.threat import Threat, TransformationThreat
 
@@ -18,7 +18,7 @@ def log_certificates(
     logger: WandbLogger, records: Sequence[Record], threat: Threat, image: Callable[[int], Tensor]
 ) -> None:
     """Logs the certified-accuracy curve, a table of certificates and the contact sheet."""
-    end = threat.clip(np.inf) if isinstance(threat, TransformationThreat) else max(r["radius"] for r in records)
+    end = threat.reach if isinstance(threat, TransformationThreat) else largest(records)
     radii = np.linspace(0, end, 61)
     curve = zip(radii.tolist(), *(c.tolist() for c in certified_accuracy(records, list(radii))), strict=True)
     logger.experiment.log(

@@ -5,7 +5,21 @@ from gsmooth_lightning.smoothing.exponential import Exponential
 from gsmooth_lightning.smoothing.folded_normal import FoldedNormal
 from gsmooth_lightning.smoothing.gaussian import Gaussian
 from gsmooth_lightning.smoothing.laplace import Laplace
+from gsmooth_lightning.smoothing.mixed_norm import MixedL1, MixedL2, MixedLinf
+from gsmooth_lightning.smoothing.product import Product
 from gsmooth_lightning.smoothing.rayleigh import Rayleigh
 from gsmooth_lightning.smoothing.uniform import Uniform
 
-__all__ = ["Exponential", "FoldedNormal", "Gaussian", "Laplace", "Law", "Rayleigh", "Uniform"]
+__all__ = [
+    "Exponential",
+    "FoldedNormal",
+    "Gaussian",
+    "Laplace",
+    "Law",
+    "MixedL1",
+    "MixedL2",
+    "MixedLinf",
+    "Product",
+    "Rayleigh",
+    "Uniform",
+]

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
@@ -22,17 +23,24 @@ class Law(nn.Module, ABC):
     Attributes:
         norm: the norm of the ball that `reach` measures, "l1" or "l2"; any for a law of one parameter.
         one_sided: only shifts delta >= 0 are certified.
+        alpha: probability that `transfer` is no bound, for a law that estimates it once.
         kinks: where the density of one coordinate is not smooth, for `neyman_pearson`.
     """
 
     norm: str
     one_sided: bool = False
+    alpha: float = 0.0
     kinks: tuple[float, ...] = ()
 
     @property
     @abstractmethod
     def span(self) -> tuple[float, float]:
         """Interval that holds all but 2^-52 of the mass of every coordinate."""
+
+    def within(self, tail: float, dim: int) -> tuple[Tensor, Tensor]:
+        """(low, high), (dim,) each: Z in R^dim lies between them but for a mass of `tail`, at least 2^-52 * dim."""
+        low, high = self.span
+        return torch.full((dim,), low, dtype=torch.float64), torch.full((dim,), high, dtype=torch.float64)
 
     @abstractmethod
     def sample(self, source: Source | TrainingSource, n: int, shape: tuple[int, ...]) -> Tensor:
@@ -98,6 +106,11 @@ def largest(holds: Callable[[np.ndarray], np.ndarray], at_zero: np.ndarray) -> n
             inside = holds(middle)
             low, high = np.where(inside, middle, low), np.where(inside, high, middle)
     return np.where(at_zero, np.where(endless, np.inf, low), 0.0)
+
+
+def round_down(radius: float) -> float:
+    """The next float below, with an allowance for the rounding of Phi and its inverse."""
+    return max(0.0, float(np.nextafter(radius * (1 - 1e-12), -np.inf)))
 
 
 def rows(z: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from scipy.stats import norm as normal
+from scipy.special import ndtr, ndtri
 from torch import Tensor
 
 from gsmooth_lightning.errors import RequestError
@@ -78,7 +78,16 @@ class Gaussian(Law):
     def span(self) -> tuple[float, float]:
         return -9 * self.largest_sigma, 9 * self.largest_sigma
 
+    def within(self, tail: float, dim: int) -> tuple[Tensor, Tensor]:
+        if self.sigma.numel() not in (1, dim):
+            raise RequestError(f"this law has {self.sigma.numel()} sigmas for {dim} parameters; give one for each")
+        ends = self.sigma.flatten().expand(dim).cpu() * -ndtri(tail / 2 / dim)
+        return -ends, ends
+
     def sample(self, source: Source | TrainingSource, n: int, shape: tuple[int, ...]) -> Tensor:
+        sizes = (1,) * (len(shape) - self.sigma.ndim) + tuple(self.sigma.shape)
+        if self.cholesky is None and any(a not in (1, b) for a, b in zip(sizes, shape, strict=False)):
+            raise RequestError(f"sigma of shape {tuple(self.sigma.shape)} does not fit draws of shape {shape}")
         draws = source.normal(n, *shape)
         if self.cholesky is not None:
             return draws @ self.cholesky.T.to(draws.dtype)
@@ -91,22 +100,22 @@ class Gaussian(Law):
 
     def gauge(self, delta: Tensor) -> Tensor:
         """sqrt(delta' Sigma^-1 delta), float64."""
-        delta = delta.double()
+        delta = delta.double().to(self.sigma.device)
         if self.cholesky is not None:
             return torch.linalg.solve_triangular(self.cholesky, delta.T, upper=False).norm(dim=0)
         return (delta / self.sigma).flatten(1).norm(dim=1)
 
     def transfer(self, p: ArrayLike, size: ArrayLike):
-        return normal.cdf(normal.ppf(p) - np.asarray(size))
+        return ndtr(ndtri(p) - np.asarray(size))
 
     def radius(self, pa: ArrayLike, pb: ArrayLike):
         """(z(pA) - z(pB)) / 2 in gauge units (multiply by sigma for l2), 0 where pA <= pB."""
         pa, pb = np.asarray(pa, dtype=float), np.asarray(pb, dtype=float)
-        return np.where(pa > pb, (normal.ppf(pa) - normal.ppf(pb)) / 2, 0.0)
+        return np.where(pa > pb, (ndtri(pa) - ndtri(pb)) / 2, 0.0)
 
     def required(self, size: ArrayLike):
         """Phi(size)."""
-        return normal.cdf(size)
+        return ndtr(size)
 
     def reach(self, size: ArrayLike):
         """sigma * size: an l2 radius; for other laws than isotropic ones that of the ellipsoid's inscribed ball."""

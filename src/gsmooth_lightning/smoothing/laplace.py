@@ -40,6 +40,10 @@ class Laplace(Law):
     def span(self) -> tuple[float, float]:
         return -37 * self.b, 37 * self.b
 
+    def within(self, tail: float, dim: int) -> tuple[Tensor, Tensor]:
+        ends = torch.full((dim,), -self.b * math.log(tail / dim), dtype=torch.float64)
+        return -ends, ends
+
     def sample(self, source: Source | TrainingSource, n: int, shape: tuple[int, ...]) -> Tensor:
         """Sign and exponential size from one uniform: its leading bit, and the rest. Never infinite."""
         doubled = source.uniform(n, *shape).mul_(2)

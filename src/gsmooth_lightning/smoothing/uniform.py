@@ -53,8 +53,7 @@ class Uniform(Law):
 
     def gauge(self, delta: Tensor) -> Tensor:
         """1 - prod(1 - |delta_i| / w)_+, between 0 and 1."""
-        left = 1 - (rows(delta).abs() / self.width).clamp_max(1)
-        return -torch.expm1(left.log().sum(1))
+        return -torch.expm1(torch.log1p(-(rows(delta).abs() / self.width).clamp_max(1)).sum(1))
 
     def transfer(self, p: ArrayLike, size: ArrayLike):
         """(p - size)_+."""

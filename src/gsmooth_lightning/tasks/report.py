@@ -1,92 +1,222 @@
-"""`gsmooth report`: table and picture of finished or running stores."""
+"""`gsmooth report`: table and picture of finished or running stores, and of other authors' logs."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 from hydra.utils import instantiate
+from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
+from gsmooth_lightning.certify.rebound import check_reboundable, rebound
 from gsmooth_lightning.certify.store import Record, check_identity, read, read_identity
+from gsmooth_lightning.certify.topk import check_top_k
 from gsmooth_lightning.errors import RequestError
+from gsmooth_lightning.plans import FixedN
+from gsmooth_lightning.report.curves import for_label
 from gsmooth_lightning.report.figures import comparison_figure, report_figure
-from gsmooth_lightning.report.tables import attack_rows, bound_rows, certificate_rows, markdown, text
+from gsmooth_lightning.report.logs import as_log, read_log
+from gsmooth_lightning.report.tables import (
+    attack_rows,
+    bound_rows,
+    certificate_rows,
+    default_radii,
+    envelope_rows,
+    latex,
+    log_rows,
+    markdown,
+    text,
+)
 from gsmooth_lightning.tasks.launch import command
-from gsmooth_lightning.tasks.setup import CLASSIFIER, data_module, images_in_words
+from gsmooth_lightning.tasks.setup import CLASSIFIER, data_module, images_in_words, smoothed_classifier
 
-JOINED = (*CLASSIFIER, "images", "checkpoint", "block", "versions")
+JOINED = (*CLASSIFIER, "images", "checkpoint", "block", "votes", "versions")
 """What an attack and the certificates it is reported with have in common."""
 
 
-def show(stores: Sequence[str | Path], radii: Sequence[float] | None = None, out: str | Path | None = None) -> str:
-    """Writes report.md and report.png into `out` (by default the last store), prints and returns the table.
+@dataclass(frozen=True)
+class Source:
+    """What lies at a path.
+
+    Attributes:
+        kind: "certify", "bound" or "attack" of a store, or "log". A log has no identity, settings and threat.
+    """
+
+    path: Path
+    kind: str
+    records: list[Record]
+    identity: dict[str, Any] = field(default_factory=dict)
+    settings: DictConfig = field(default_factory=lambda: OmegaConf.create())
+    threat: Any = None
+
+
+def load(path: Path) -> Source:
+    """Reads a store or a log.
+
+    Raises:
+        RequestError: neither; a run that reports nothing; or no image in it yet.
+    """
+    if path.is_file():
+        return Source(path, "log", read_log(path))
+    identity, records = read_identity(path), read(path)
+    if identity["command"] not in ("certify", "attack", "bound"):
+        raise RequestError(
+            f"{path} is a {identity['command']} run; name folders written by certify, bound or attack, or logs"
+        )
+    if not records:
+        raise RequestError(f"{path} holds no finished image yet; report it later")
+    settings = cast(DictConfig, OmegaConf.load(path / "config.yaml"))
+    return Source(path, identity["command"], records, identity, settings, instantiate(settings.threat))
+
+
+def with_other_bounds(source: Source, changes: dict[str, Any], top_k: int | None) -> Source:
+    """The certificates of a store bounded again, where that is asked for; a top-k certificate becomes that of the
+    image's own label, which is what tables count.
+
+    Raises:
+        RequestError: a store or log that cannot be.
+    """
+    records = source.records
+    if changes or top_k is not None:
+        if source.kind != "certify":
+            raise RequestError(f"{source.path} holds no votes to bound again; leave alpha, bounds and top_k out")
+        cfg = source.settings
+        certifier = instantiate(cfg.certify)
+        check_reboundable(certifier)
+        plan = certifier.plan
+        certifier.plan = FixedN(**{"n0": plan.n0, "n": plan.n, "alpha": plan.alpha, "bounds": plan.bounds} | changes)
+        certifier.top_k = certifier.top_k if top_k is None else top_k
+        check_top_k(certifier.top_k, cfg.data.classes)
+        smoothed = smoothed_classifier(cfg, nn.Identity())
+        records = [rebound(record, certifier, smoothed, source.threat) for record in records]
+    return replace(source, records=[for_label(record) for record in records])
+
+
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """For each path the shortest end that no other shares."""
+    parts = [path.resolve().parts for path in paths]
+    if len(set(parts)) < len(parts):
+        raise RequestError("stores names one folder or file twice; name each once")
+
+    def end(part: tuple[str, ...]) -> str:
+        tails = (part[-depth:] for depth in itertools.count(1))
+        return "/".join(next(tail for tail in tails if sum(other[-len(tail) :] == tail for other in parts) == 1))
+
+    return [end(part) for part in parts]
+
+
+def show(
+    stores: Sequence[str | Path],
+    radii: Sequence[float] | None = None,
+    out: str | Path | None = None,
+    envelope: bool = False,
+    cohen: str | Path | None = None,
+    alpha: float | None = None,
+    bounds: str | None = None,
+    top_k: int | None = None,
+) -> str:
+    """Writes report.md, report.tex and report.png into `out`, prints and returns the table.
 
     Attack stores are joined by image to the certificate store named before them.
+
+    Args:
+        stores: folders of runs, and logs in the format of Cohen et al. 2019.
+        radii: to show; by default those of `default_radii`, the same for all runs with one unit.
+        out: folder; by default the last store, or the last log's folder.
+        envelope: adds the upper envelope of all certificates (`curves.envelope`).
+        cohen: file to which the certificates of the one store are written as a log.
+        alpha, bounds, top_k: bound the votes of stores with a fixed n again, in this way (see `rebound`).
     """
     if not stores:
         raise RequestError("there is nothing to report; name stores=[FOLDER,...]")
     if radii is not None and (isinstance(radii, str) or not all(isinstance(r, int | float) and r >= 0 for r in radii)):
         raise RequestError(f"radii must be a list of numbers from 0 on, such as [0,10,20], got {radii}")
-    columns: dict[str, dict[str, str]] = {}
-    certificates: list[Record] = []
-    runs: dict[str, list[Record]] = {}
-    attacked: list[Record] = []
-    certified_with: DictConfig | None = None
-    certified: dict[str, Any] = {}
-    name = ""
-    for folder in map(Path, stores):
-        identity, records = read_identity(folder), read(folder)
-        kind, source = identity["command"], identity.get("source", "")
-        if kind not in ("certify", "attack", "bound"):
-            raise RequestError(f"{folder} is a {kind} run; name folders written by certify, bound or attack")
-        if not records:
-            raise RequestError(f"{folder} holds no finished image yet; report it later")
-        settings = cast(DictConfig, OmegaConf.load(folder / "config.yaml"))
-        threat, images = instantiate(settings.threat), images_in_words(settings)
-        if kind == "certify":
-            certificates, certified_with, certified, name = records, settings, identity, folder.name
-            runs[name] = records
-            columns[name] = certificate_rows(records, threat, images, source, radii)
-        elif kind == "attack":
-            if certified_with is not None:
-                check_identity(folder, certified, JOINED)
-            attacked, name = records, name or folder.name
-            columns.setdefault(
-                name,
-                {
-                    "images": f"{len(records)} ({images})",
-                    "data": source,
-                    "inputs": f"{threat.inputs}; parameters in {threat.unit}",
-                    "threat": threat.describe(),
-                },
-            )
-            columns[name] |= attack_rows(records, certificates)
-        else:
-            columns[folder.name] = bound_rows(records, threat, images, source)
-    target = Path(out) if out is not None else Path(stores[-1])
-    written = [target / "report.md"]
+    if not isinstance(envelope, bool):
+        raise RequestError(f"envelope must be true or false, got {envelope!r}")
+    paths = [Path(store) for store in stores]
+    changes = {key: value for key, value in (("alpha", alpha), ("bounds", bounds)) if value is not None}
+    loaded = [with_other_bounds(source, changes, top_k) for source in map(load, paths)]
+    sources = dict(zip(names_of(paths), loaded, strict=True))
+    runs = {name: source.records for name, source in sources.items() if source.kind in ("certify", "log")}
+    if cohen is not None and len(runs) != 1:
+        raise RequestError(f"cohen=FILE takes the certificates of one store, not of {len(runs)}; name one in stores")
+    shown = {name: radii or shown_radii(sources[name], runs) for name in runs}
+    columns = rows(sources, shown)
+    if envelope:
+        columns["upper envelope"] = envelope_rows(runs, next(iter(shown.values()), []))
+    target = Path(out) if out is not None else (paths[-1].parent if paths[-1].is_file() else paths[-1])
+    files = {target / "report.md": markdown(columns) + "\n", target / "report.tex": latex(columns)}
+    if cohen is not None:
+        (records,) = runs.values()
+        files[Path(cohen)] = as_log(records)
+    figure = picture(sources, runs, envelope) if runs else None
     try:
         target.mkdir(parents=True, exist_ok=True)
-        written[0].write_text(markdown(columns) + "\n")
-        if certified_with is not None:
-            if len(runs) > 1:
-                figure = comparison_figure(runs)
-            else:
-                image = data_module(certified_with).image
-                figure = report_figure(certificates, instantiate(certified_with.threat), image, attacked)
-            written.append(target / "report.png")
-            figure.savefig(written[-1], dpi=150)
+        for path, content in files.items():
+            path.write_text(content)
+        if figure is not None:
+            figure.savefig(target / "report.png", dpi=150)
     except OSError as failure:
-        raise RequestError(f"cannot write the report to {target} ({failure.strerror}); set out=FOLDER") from failure
+        raise RequestError(
+            f"cannot write {failure.filename or target} ({failure.strerror}); set out=FOLDER, and cohen=FILE, elsewhere"
+        ) from failure
     table = text(columns)
     print(table)
-    print("written:", *written)
+    print("written:", *files, *([target / "report.png"] if figure is not None else []))
     return table
+
+
+def shown_radii(source: Source, runs: Mapping[str, Sequence[Record]]) -> list[float]:
+    """Radii for a run's table: the same for all runs with its unit."""
+    unit = source.records[0]["unit"]
+    return default_radii(source.threat, [r for records in runs.values() for r in records if r["unit"] == unit])
+
+
+def rows(sources: Mapping[str, Source], radii: Mapping[str, Sequence[float]]) -> dict[str, dict[str, str]]:
+    """A column of the table for each source; an attack's lines join those of the certificates named before it."""
+    columns: dict[str, dict[str, str]] = {}
+    certified = None
+    for name, source in sources.items():
+        records, threat = source.records, source.threat
+        if source.kind == "log":
+            columns[name] = log_rows(records, radii[name])
+            continue
+        images, data = images_in_words(source.settings), source.identity["source"]
+        if source.kind == "certify":
+            columns[name], certified = certificate_rows(records, threat, images, data, radii[name]), name
+        elif source.kind == "bound":
+            columns[name] = bound_rows(records, threat, images, data)
+        elif certified is not None:
+            check_identity(source.path, sources[certified].identity, JOINED)
+            columns[certified] |= attack_rows(records, sources[certified].records)
+        else:
+            columns[name] = {
+                "images": f"{len(records)} ({images})",
+                "data": data,
+                "inputs": f"{threat.inputs}; parameters in {threat.unit}",
+                "threat": threat.describe(),
+                **attack_rows(records, ()),
+            }
+    return columns
+
+
+def picture(sources: Mapping[str, Source], runs: Mapping[str, Sequence[Record]], envelope: bool) -> Figure:
+    """One store's curve and contact sheet, with the attack named after it, or the curves of several runs."""
+    from_stores = list(itertools.dropwhile(lambda source: source.kind != "certify", sources.values()))
+    if len(runs) > 1 or not from_stores:
+        return comparison_figure(runs, envelope)
+    attacks: list[Sequence[Record]] = [(), *(source.records for source in from_stores if source.kind == "attack")]
+    certified = from_stores[0]
+    return report_figure(certified.records, certified.threat, data_module(certified.settings).image, attacks[-1])
 
 
 def report(cfg: DictConfig) -> str:
     """The report of the stores named in the configuration."""
-    return show([cfg.stores] if isinstance(cfg.stores, str) else cfg.stores, cfg.radii, cfg.out)
+    stores = [cfg.stores] if isinstance(cfg.stores, str) else cfg.stores
+    return show(stores, cfg.radii, cfg.out, cfg.envelope, cfg.cohen, cfg.alpha, cfg.bounds, cfg.top_k)
 
 
 def main() -> None:

@@ -96,6 +96,7 @@ def smoothed_classifier(cfg: DictConfig, network: nn.Module) -> SmoothedClassifi
         instantiate(cfg.noise),
         cfg.block,
         SAMPLE_LEVELS if cfg.data.saved == "16bit" else LEVELS,
+        cfg.votes,
     )
 
 
@@ -166,8 +167,9 @@ def run_folder(cfg: DictConfig, command: str, identity: dict[str, Any]) -> Path:
 def prepare(cfg: DictConfig, command: str, groups: tuple[str, ...]) -> Run:
     """A run that works on a trained classifier.
 
-    Its identity covers the classifier, the images' split, the given groups, the checkpoint's bytes, the block, the
-    network's backend and the versions; not which or how many images are visited, nor the trainer and the logger.
+    Its identity covers the classifier, the images' split, the given groups, the checkpoint's bytes, the kind of votes,
+    the block, the network's backend and the versions; not which or how many images are visited, nor the trainer and the
+    logger.
     """
     check_numbers(cfg)
     if cfg.checkpoint is None:
@@ -197,6 +199,7 @@ def prepare(cfg: DictConfig, command: str, groups: tuple[str, ...]) -> Run:
         "images": f"{cfg.images.split} {data.split(cfg.images.split).content_hash}",
         "source": data.dataset.describe(),
         "checkpoint": file_hash(cfg.checkpoint),
+        "votes": cfg.votes,
         "block": cfg.block,
         "backend": backend,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

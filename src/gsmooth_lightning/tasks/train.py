@@ -1,8 +1,10 @@
 """`gsmooth train`: a base classifier for the smoothing it will be certified under."""
 
+import contextlib
 import errno
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +80,8 @@ def train(cfg: DictConfig) -> Path:
             print(f"already trained: {checkpoint}")
             return checkpoint
         last = folder / f"{RESUME}.ckpt"
-        try:
+        with writing(folder):
             trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
-        except (OSError, RuntimeError) as failure:
-            raise unwritable(failure, folder) or failure from failure
         best = folder / f"{BEST}.ckpt"
         if best.exists():
             module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
@@ -141,23 +141,29 @@ def file_hash_of(checkpoint: str) -> str:
     return file_hash(checkpoint)
 
 
-def unwritable(failure: Exception, folder: Path) -> RequestError | None:
-    """A full disk as the user's sentence: torch's writer turns it into a RuntimeError. None: something else."""
-    reason = str(failure).splitlines()[0] if str(failure) else ""
-    if getattr(failure, "errno", None) not in UNWRITABLE and "PytorchStreamWriter" not in reason:
-        return None
-    return RequestError(f"cannot write to {folder} ({reason}); free space, and the same command goes on")
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turns a full disk into the user's sentence; torch's writer makes a RuntimeError of it."""
+    try:
+        yield
+    except (OSError, RuntimeError) as failure:
+        reason = str(failure).partition("\n")[0]
+        if getattr(failure, "errno", None) not in UNWRITABLE and "PytorchStreamWriter" not in reason:
+            raise
+        raise RequestError(
+            f"cannot write to {folder} ({reason}); free space, and the same command goes on"
+        ) from failure
 
 
 def save(trainer: pl.Trainer, checkpoint: Path) -> None:
     """Writes the checkpoint whole or not at all."""
     temporary = Path(f"{checkpoint}.tmp")
-    try:
-        trainer.save_checkpoint(temporary, weights_only=True)
-        os.replace(temporary, checkpoint)
-    except (OSError, RuntimeError) as failure:
-        temporary.unlink(missing_ok=True)
-        raise unwritable(failure, checkpoint.parent) or failure from failure
+    with writing(checkpoint.parent):
+        try:
+            trainer.save_checkpoint(temporary, weights_only=True)
+            os.replace(temporary, checkpoint)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """Parametrised transformations psi(x, theta)."""
 
-from gsmooth_lightning.transform.base import Additive, Identity, Resolvable, Transform, same
+from gsmooth_lightning.transform.base import Additive, Identity, Resolvable, Transform, compute, is_exact, same
 from gsmooth_lightning.transform.blur import GaussianBlur
+from gsmooth_lightning.transform.compose import Composition
 from gsmooth_lightning.transform.geometric import CyclicTranslation, Rotation
 from gsmooth_lightning.transform.intensity import Brightness, BrightnessContrast, Contrast, Gamma, Volume
 
@@ -9,6 +10,7 @@ __all__ = [
     "Additive",
     "Brightness",
     "BrightnessContrast",
+    "Composition",
     "Contrast",
     "CyclicTranslation",
     "Gamma",
@@ -18,5 +20,7 @@ __all__ = [
     "Rotation",
     "Transform",
     "Volume",
+    "compute",
+    "is_exact",
     "same",
 ]

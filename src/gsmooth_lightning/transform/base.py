@@ -2,26 +2,32 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, TypeGuard
 
 import torch
 from torch import Tensor, nn
+
+from gsmooth_lightning.errors import RequestError
 
 
 class Transform(nn.Module, ABC):
     """psi(x, theta) on batches, with psi(x, 0) = x.
 
     Attributes:
-        dim: number of parameters.
-        unit: unit of the parameters, as tables print it.
+        units: unit of each parameter, as tables print it.
         name: name of the transformation in messages and tables.
         lowest: least value of a parameter.
     """
 
-    dim: ClassVar[int]
-    unit: ClassVar[str]
-    name: ClassVar[str]
+    units: tuple[str, ...]
+    name: str
     lowest: ClassVar[float] = -math.inf
+
+    @property
+    def dim(self) -> int:
+        """Number of parameters."""
+        return len(self.units)
 
     @abstractmethod
     def forward(self, x: Tensor, theta: Tensor) -> Tensor:
@@ -33,14 +39,41 @@ class Resolvable(Transform):
     (TSS, Definition 2; Fischer et al. 2020, section 4).
 
     Attributes:
-        exact: the equation holds in real arithmetic, so certificates need no error bound.
+        exact: the equation holds in real arithmetic, so certificates need no bound on an interpolation error. Such a
+            transformation is computed in float64.
+        permutes: it only moves values to other places: the equation holds in floating point too.
     """
 
     exact: ClassVar[bool]
+    permutes: ClassVar[bool] = False
 
     @abstractmethod
     def resolve(self, alpha: Tensor, beta: Tensor) -> Tensor:
         """gamma(alpha, beta), (n, dim)."""
+
+    def moves(self, low: Sequence[float], high: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
+        """Ends of the shifts of the law that parameters between low and high make: others if parameters are rounded."""
+        return low, high
+
+    def values(self, x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Least and largest value of each pixel of psi(x, gamma), gamma between low and high, (dim,): two (c, h, w).
+
+        Those at the corners of the box: right for a transformation whose pixels are monotone in each parameter while
+        the others are fixed.
+        """
+        corners = torch.cartesian_prod(*torch.stack([low, high], 1)).reshape(-1, self.dim)
+        attacked = self(x.double().expand(len(corners), *x.shape), corners.to(x.device))
+        return attacked.amin(0), attacked.amax(0)
+
+    def spread(self, low: Tensor, high: Tensor, error: Tensor, least: Tensor, most: Tensor) -> float:
+        """Bound of ||psi(y, theta) - psi(y', theta)||_2 over files with values between low and high, (c, h, w), that
+        differ by at most error, (c, h, w), and over theta between least and most, (dim,); inf: none is known."""
+        return math.inf
+
+    def drift(self, x: Tensor, low: Tensor, high: Tensor, step: Tensor) -> float:
+        """Bound of ||psi(x, theta) - psi(x, theta')||_2 over parameters between low and high that differ by at most
+        step, (dim,) each; inf: none is known."""
+        return math.inf
 
 
 class Additive(Resolvable):
@@ -53,24 +86,46 @@ class Additive(Resolvable):
 class Identity(Additive):
     """No transformation: smoothing by pixel noise alone."""
 
-    dim = 0
-    unit = ""
+    units = ()
     name = "identity"
     exact = True
+    permutes = True
 
     def forward(self, x: Tensor, theta: Tensor) -> Tensor:
         return x
 
 
-def same(a: Transform, b: Transform) -> bool:
-    """Whether two transformations are one: the same class, settings and weights."""
+def check_images(x: Tensor, name: str) -> None:
+    """Raises RequestError unless x holds images, (n, c, h, w)."""
+    if x.ndim != 4:
+        raise RequestError(f"{name} is for images, not for inputs of shape {tuple(x.shape[1:])}; use transform=volume")
 
-    def settings(transform: Transform) -> dict[str, Any]:
+
+def is_exact(transform: Transform) -> TypeGuard[Resolvable]:
+    """Whether psi(psi(x, alpha), beta) = psi(x, gamma(alpha, beta)) without an interpolation error."""
+    return isinstance(transform, Resolvable) and transform.exact
+
+
+def compute(transform: Transform, x: Tensor, theta: Tensor) -> Tensor:
+    """psi(x, theta): in float64 if psi is exact but for rounding, in float32 if it interpolates or only permutes."""
+    if not is_exact(transform):
+        return transform(x, theta.float())
+    return transform(x if transform.permutes else x.double(), theta.double())
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    """Whether two transformations are one: the same class, settings, weights and parts."""
+
+    def settings(transform: nn.Module) -> dict[str, Any]:
         own = {k: v for k, v in vars(transform).items() if not k.startswith("_") and k != "training"}
         return own | dict(transform.state_dict())
 
     mine, others = settings(a), settings(b)
-    return type(a) is type(b) and mine.keys() == others.keys() and all(_equal(mine[k], others[k]) for k in mine)
+    if type(a) is not type(b) or mine.keys() != others.keys():
+        return False
+    parts, theirs = list(a.children()), list(b.children())
+    alike = len(parts) == len(theirs) and all(map(same, parts, theirs))
+    return alike and all(_equal(mine[k], others[k]) for k in mine)
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gsmooth_lightning.errors import RequestError
-from gsmooth_lightning.transform.base import Additive
+from gsmooth_lightning.transform.base import Additive, check_images
 
 
 class GaussianBlur(Additive):
@@ -21,13 +21,13 @@ class GaussianBlur(Additive):
         RequestError: a negative variance; that is no blur.
     """
 
-    dim = 1
-    unit = "variance, pixels^2"
+    units = ("variance, pixels^2",)
     name = "Gaussian blur"
     exact = True
     lowest = 0.0
 
     def forward(self, x: Tensor, theta: Tensor) -> Tensor:
+        check_images(x, self.name)
         if bool((theta < 0).any()):
             raise RequestError("a blur's variance cannot be negative; use a one-sided law and threat.low=0")
         rows, row_rates = _cosines(x.shape[-2], x.device, x.dtype)
@@ -37,6 +37,18 @@ class GaussianBlur(Additive):
         horizontal = torch.exp(-variance * column_rates)[:, None, None, :]
         coefficients = (rows @ x @ columns.T) * vertical * horizontal
         return rows.T @ coefficients @ columns
+
+    def values(self, x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Between the image's own least and largest value."""
+        return x.double().amin().expand(x.shape), x.double().amax().expand(x.shape)
+
+    def spread(self, low: Tensor, high: Tensor, error: Tensor, least: Tensor, most: Tensor) -> float:
+        """Orthogonal up to multipliers between 0 and 1: distances do not grow."""
+        return float(error.norm())
+
+    def drift(self, x: Tensor, low: Tensor, high: Tensor, step: Tensor) -> float:
+        """The largest of the lambda / 2 is 4."""
+        return 4 * float(x.norm()) * float(step[0])
 
 
 @lru_cache(maxsize=16)

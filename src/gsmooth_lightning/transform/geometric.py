@@ -1,6 +1,7 @@
 """Rotation about the image's centre, and cyclic translation."""
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gsmooth_lightning.errors import RequestError
-from gsmooth_lightning.transform.base import Additive
+from gsmooth_lightning.transform.base import Additive, check_images
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 
@@ -23,8 +24,7 @@ class Rotation(Additive):
         interpolation: "nearest", "bilinear" or "bicubic" (the convolution kernel with a = -.75; it overshoots).
     """
 
-    dim = 1
-    unit = "degrees"
+    units = ("degrees",)
     name = "rotation"
     exact = False
 
@@ -48,24 +48,41 @@ class Rotation(Additive):
 
 
 class CyclicTranslation(Additive):
-    """Moves pixels down and right by whole numbers (rounded), those that leave come back on the other side.
+    """Moves pixels down (first parameter) and right (second) by whole numbers (rounded); those that leave come back on
+    the other side.
 
     A finite group: shifts add modulo the image's size, exactly.
     """
 
-    dim = 2
-    unit = "pixels"
+    units = ("pixels", "pixels")
     name = "cyclic translation"
     exact = True
+    permutes = True
 
     def forward(self, x: Tensor, theta: Tensor) -> Tensor:
+        check_images(x, self.name)
         n, channels, h, w = x.shape
-        shift = theta.round().long()  # (n, 2): down, right
+        shift = (theta + 0.5).floor().long()  # (n, 2): down, right; halves go up, so that whole numbers add
         rows = (torch.arange(h, device=x.device) - shift[:, :1]) % h
         columns = (torch.arange(w, device=x.device) - shift[:, 1:]) % w
         batch = torch.arange(n, device=x.device)[:, None, None, None]
         channel = torch.arange(channels, device=x.device)[None, :, None, None]
         return x[batch, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+    def moves(self, low: Sequence[float], high: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
+        """Whole numbers: 0.6 moves by a pixel."""
+        return [math.floor(a + 0.5) for a in low], [math.floor(b + 0.5) for b in high]
+
+    def values(self, x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Between the image's own least and largest value."""
+        return x.double().amin().expand(x.shape), x.double().amax().expand(x.shape)
+
+    def spread(self, low: Tensor, high: Tensor, error: Tensor, least: Tensor, most: Tensor) -> float:
+        return float(error.norm())
+
+    def drift(self, x: Tensor, low: Tensor, high: Tensor, step: Tensor) -> float:
+        """None: the steps in which parameters are drawn divide 1, and the rounding of ties is decided there."""
+        return 0.0
 
 
 @lru_cache(maxsize=16)

@@ -1,0 +1,148 @@
+"""What an attack leaves of the votes.
+
+A theorem is a function T_r(p): of an event with probability p among the sampled votes, at least T_r(p) is left under
+every attack of the threat within radius r. The rest is the same for all of them: a class A with p_A >= pA against
+others with p_B <= pB is kept while T_r(pA) > 1 - T_r(1 - pB) (theory.md section 1).
+"""
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from scipy.optimize import brentq
+from scipy.special import ndtr, ndtri
+
+from gsmooth_lightning.certify.region import convert
+from gsmooth_lightning.error import Bound
+from gsmooth_lightning.smoothing import Gaussian, Law, Product
+from gsmooth_lightning.smoothing.contrast_brightness import contrast_brightness_transfer
+from gsmooth_lightning.threat import PixelThreat, TransformationThreat
+from gsmooth_lightning.transform import BrightnessContrast, Composition, Transform, is_exact
+
+Transfer = Callable[[ArrayLike, float], np.ndarray]
+"""T: (p, radius) -> what is left of p, elementwise in p."""
+
+MARGIN = 1e-12
+"""By which a condition must hold: more than the rounding errors of Phi and its inverse."""
+
+
+# ---------------------------------------------------------------- two families of attacks
+
+
+def pixel_transfer(law: Law, threat: PixelThreat, dim: int, bound: Bound, slack: float) -> Transfer:
+    """T of pixel noise in R^dim under changes of the pixels: the rounding to the grid, `bound`, adds to the radius."""
+    unit = float(convert(float(law.reach(1.0)), law.norm, threat.norm, dim))  # the gauge is linear in the radius
+
+    def transfer(p: ArrayLike, radius: float) -> np.ndarray:
+        size = 0.0 if radius == 0 else radius / unit + bound.value
+        return np.asarray(law.transfer(_sampled(p, slack), size))
+
+    return transfer
+
+
+def parameter_transfer(
+    transform: Transform, law: Law, threat: TransformationThreat, bound: Bound, slack: float
+) -> Transfer:
+    """T of random parameters under an attack on them, with a defect of at most E = bound.value, in units of the pixel
+    noise, but for a mass rho of the parameters.
+
+    Gaussian laws of additive parameters: Phi(z(p) - sqrt(gauge^2 + E^2)) - rho (Theorem J). Other laws:
+    Phi(z(T_law(p)) - E) - rho: given the parameters, the defect shifts the pixel noise by at most E, and
+    Phi(z(.) - E) is convex (Jensen). At radius 0 the file is the clean one, without a defect.
+    """
+
+    def transfer(p: ArrayLike, radius: float) -> np.ndarray:
+        p = _sampled(p, slack)
+        if radius == 0:
+            return np.asarray(p)
+        low, high = threat.box(radius)
+        if isinstance(law, Gaussian) and not isinstance(transform, BrightnessContrast):
+            left = ndtr(ndtri(p) - np.hypot(_gauge(transform, law, low, high), bound.value))
+        else:
+            left = ndtr(ndtri(law_transfer(transform, law, p, low, high)) - bound.value)
+        return np.maximum(left - bound.rho, 0.0)
+
+    return transfer
+
+
+def law_transfer(transform: Transform, law: Law, p: ArrayLike, low: tuple[float, ...], high: tuple[float, ...]):
+    """A lower bound of Q(A) over all attacks between low and high on the parameters of an exact transformation, for
+    events of probability p under their law."""
+    if isinstance(transform, BrightnessContrast):
+        assert isinstance(law, Gaussian)
+        sigma = law.sigma.flatten().expand(2)
+        return contrast_brightness_transfer(p, low, high, (float(sigma[0]), float(sigma[1])))  # type: ignore[arg-type]
+    if not isinstance(transform, Composition):
+        return law.transfer(p, _gauge(transform, law, low, high))
+    assert isinstance(law, Product)
+    squares, first = 0.0, 0
+    for part, own in zip(transform.parts, law.parts, strict=True):
+        last = first + part.dim
+        if isinstance(own, Gaussian) and not isinstance(part, BrightnessContrast):  # Gaussian shifts add as squares
+            squares += _gauge(part, own, low[first:last], high[first:last]) ** 2
+        else:
+            p = law_transfer(part, own, p, low[first:last], high[first:last])
+        first = last
+    return ndtr(ndtri(p) - np.sqrt(squares))
+
+
+def _gauge(transform: Transform, law: Law, low: tuple[float, ...], high: tuple[float, ...]) -> float:
+    """Largest gauge of the shifts that parameters in a box make: gauges are largest at corners."""
+    least, most = transform.moves(low, high) if is_exact(transform) else (low, high)
+    corners = torch.tensor(list(itertools.product(*zip(least, most, strict=True))), dtype=torch.float64)
+    return float(law.gauge(corners).max())
+
+
+def _sampled(p: ArrayLike, slack: float) -> np.ndarray:
+    """Probability under the laws as the theorem takes them, of an event with probability p among the sampled votes."""
+    return np.maximum(np.asarray(p, dtype=float) - slack, 0.0)
+
+
+# ---------------------------------------------------------------- what follows from T
+
+
+def required(transfer: Transfer, radius: float) -> float:
+    """The pA above which T_radius(pA) > 1/2, rounded up; 1 where no pA suffices."""
+
+    def surplus(p: float) -> float:
+        return float(transfer(p, radius)) - 0.5 - MARGIN
+
+    if surplus(1.0) <= 0:
+        return 1.0
+    root = float(brentq(surplus, 0.0, 1.0, xtol=1e-15))
+    return next((root + step for step in (1e-15, 1e-13, 1e-11) if surplus(root + step) > 0), 1.0)
+
+
+def largest_radius(transfer: Transfer, pa: float, pb: float, reach: float) -> float | None:
+    """Largest radius, at most `reach`, at which T(pA) > 1 - T(1 - pB); rounded down. None: not even at 0."""
+
+    def surplus(radius: float) -> float:
+        left = transfer(np.array([pa, 1 - pb]), radius)
+        return float(left[0] + left[1]) - 1 - MARGIN
+
+    if surplus(0.0) <= 0:
+        return None
+    if np.isfinite(reach):
+        if surplus(reach) > 0:
+            return reach
+        high = reach
+    else:
+        high = 1.0
+        while surplus(high) > 0:
+            high *= 2
+    return certified_below(surplus, high)
+
+
+def certified_below(surplus: Callable[[float], float], high: float) -> float:
+    """A radius below `high` at which a decreasing surplus is positive, as near to its root as floats allow; 0 if none
+    is found. The surplus is positive at 0, may jump there, and is not positive at `high`."""
+    tiny = 1e-9 * high
+    if surplus(tiny) <= 0:
+        return 0.0
+    root = brentq(surplus, tiny, high, xtol=1e-12 * high, rtol=1e-12)
+    for step in (1e-12, 1e-10, 1e-8, 1e-6):
+        if surplus(root * (1 - step)) > 0:
+            return float(root * (1 - step))
+    return 0.0
