@@ -31,6 +31,7 @@ from scipy.stats import binom, norm
 
 from gsmooth_lightning.confidence import Boundary, looks_up_to
 from gsmooth_lightning.plans import ConfidenceSequence, GroupSequential
+from gsmooth_lightning.report.logs import read_log
 
 FEWER, LOST = 30, 0.05
 """The target."""
@@ -136,11 +137,11 @@ def sequence(plan: ConfidenceSequence, looks: tuple[int, ...]) -> Callable[[floa
     return for_threshold
 
 
-def read_log(path: Path) -> tuple[float, np.ndarray, np.ndarray]:
+def votes_of(path: Path) -> tuple[float, np.ndarray, np.ndarray]:
     """(sigma, p, whether the prediction is correct) of one of Cohen et al.'s logs, named sigma_S."""
-    log = pd.read_csv(path, sep="\t")
+    log = pd.DataFrame(read_log(path))
     sigma = float(path.name.removeprefix("sigma_"))
-    return sigma, norm.cdf(log.radius / sigma), log.correct.to_numpy() == 1
+    return sigma, norm.cdf(log["radius"] / sigma), (log["prediction"] == log["label"]).to_numpy()
 
 
 def fewest(p: np.ndarray, power: np.ndarray, threshold: float, alpha: float) -> np.ndarray:
@@ -193,7 +194,7 @@ def main() -> None:
     anytime = sequence(ConfidenceSequence(n=n, alpha=alpha), looks)
     table = []
     for path in sorted(options.logs.rglob("sigma_*")):
-        sigma, p, correct = read_log(path)
+        sigma, p, correct = votes_of(path)
         needed = {float(radius): float(norm.cdf(radius / sigma)) for radius in RADII}
         within = {radius: threshold for radius, threshold in needed.items() if threshold < alpha ** (1 / n)}
         log = path.relative_to(options.logs).as_posix().replace("sigma_", "")

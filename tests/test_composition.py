@@ -97,7 +97,7 @@ def test_exponential_and_gaussian_parts_meet_the_quadrature():
     edges = [kinks, np.linspace(-3, 3.3, 80)]
     for p in (0.7, 0.95):
         value, error = neyman_pearson(log_density, lambda z: log_density(z, shift), p, edges, 1e-5)
-        ours = float(law_transfer(both, law, p, (0.0, -0.1), shift))
+        ours = float(law_transfer(both, law, (0.0, -0.1), shift)(p))
         assert ours == pytest.approx(float(value), abs=2e-4)
         assert ours <= float(value) + float(error)
 
@@ -106,7 +106,7 @@ def test_gaussian_parts_add_as_squares():
     law = Product([Gaussian(2.0), Gaussian(0.3)], dims=[2, 1])
     both = Composition([CyclicTranslation(), Brightness()])
     size = math.hypot(math.hypot(3, 1) / 2, 0.2 / 0.3)
-    left = law_transfer(both, law, 0.99, (-3.0, 0.0, -0.2), (1.0, 1.0, 0.1))
+    left = law_transfer(both, law, (-3.0, 0.0, -0.2), (1.0, 1.0, 0.1))(0.99)
     assert left == pytest.approx(norm.cdf(norm.ppf(0.99) - size), abs=1e-12)
 
 

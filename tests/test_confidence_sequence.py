@@ -337,7 +337,7 @@ def test_the_table_of_a_log(samples, tmp_path):
         "correct": [1, 1, 0, 0],
     }
     pd.DataFrame(log | {"time": "0:00:01"}).to_csv(path, sep="\t", index=False)
-    sigma, p, correct = samples.read_log(path)
+    sigma, p, correct = samples.votes_of(path)
     np.testing.assert_allclose(p, norm.cdf([2.4, 1.2, 2.4, 0.0]))
     assert (sigma, correct.tolist()) == (0.5, [True, True, False, False])
     looks = looks_up_to(300, 64)

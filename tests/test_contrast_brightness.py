@@ -127,7 +127,7 @@ def test_the_radius_is_where_the_two_step_bound_meets_one_half():
     classifier = smoothed()
     certificate = finish(AdditiveCertifier(Known(0.95)).procedure(classifier, THREAT, X, Stream(0, 0)))
     share, e = certificate.radius, certificate.details["E"]
-    left = law_transfer(BrightnessContrast(), classifier.law, 0.95 - certificate.details["slack"], *THREAT.box(share))
+    left = law_transfer(BrightnessContrast(), classifier.law, *THREAT.box(share))(0.95 - certificate.details["slack"])
     assert 0 < share < 1
     assert norm.cdf(norm.ppf(left) - e) - 1e-4 == pytest.approx(0.5, abs=1e-9)
 

@@ -124,7 +124,7 @@ def test_a_threat_needs_a_parameter():
 @pytest.mark.parametrize(
     ("low", "high", "step", "words"),
     [
-        ([-1, -1, -1], 1, None, "2 numbers for 2 parameters"),
+        ([-1, -1, -1], 1, None, "one for each of 2 parameters"),
         (-1, ["a", 1], None, "threat.high"),
         (-1, [1, -0.5], None, "contain 0"),
         (-1, 1, -1, "threat.step"),

@@ -235,5 +235,7 @@ class TransformationThreat(Threat):
 def _for_each(name: str, value: float | Sequence[float], dim: int) -> tuple[float, ...]:
     numbers = [value] * dim if isinstance(value, int | float) else list(value)
     if len(numbers) != dim or not all(isinstance(v, int | float) for v in numbers):
-        raise RequestError(f"threat.{name} must be one number, or {dim} numbers for {dim} parameters, got {value}")
+        raise RequestError(
+            f"threat.{name} must be one number, or a list with one for each of {dim} parameters, got {value}"
+        )
     return tuple(float(v) for v in numbers)

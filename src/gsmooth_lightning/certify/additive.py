@@ -13,7 +13,7 @@ from gsmooth_lightning.error import Bound
 from gsmooth_lightning.errors import UncertifiableError
 from gsmooth_lightning.preprocess import Preprocess
 from gsmooth_lightning.smoothed import SmoothedClassifier
-from gsmooth_lightning.smoothing import Exponential, FoldedNormal, Gaussian, Law, Product, Rayleigh
+from gsmooth_lightning.smoothing import Gaussian, Law, Product
 from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.threat import PixelThreat, Threat, TransformationThreat
 from gsmooth_lightning.transform import BrightnessContrast, Composition, Identity, Transform, is_exact, same
@@ -140,7 +140,7 @@ def _check_law(transform: Transform, law: Law, lows: tuple[float, ...]) -> None:
                 "brightness and contrast together are certified for independent Gaussian parameters; use law=gaussian "
                 "with law.sigma=[CONTRAST,BRIGHTNESS]"
             )
-    elif transform.dim > 1 and isinstance(law, FoldedNormal | Rayleigh):
+    elif transform.dim > 1 and not law.any_dimension:
         raise UncertifiableError(f"this law is for one parameter, {transform.name} has {transform.dim}; use gaussian")
     if law.one_sided and min(lows) < 0:
         raise UncertifiableError(
@@ -157,7 +157,7 @@ def _check_pixels(smoothed: SmoothedClassifier, threat: Threat) -> None:
     if not isinstance(threat, PixelThreat):
         raise UncertifiableError("the direct certificate covers pixel noise and transformations; use threat=l2")
     noise, norm = smoothed.noise, threat.norm
-    if noise is None or isinstance(noise, Exponential | FoldedNormal | Rayleigh | Product):
+    if noise is None or noise.one_sided or not noise.any_dimension:
         fitting = {"l1": "laplace or noise=uniform", "l2": "gaussian", "linf": "gaussian"}[norm]
         raise UncertifiableError(f"this pixel noise has no radius in {norm}; use noise={fitting}")
     if getattr(noise, "cholesky", None) is not None:

@@ -16,10 +16,9 @@ import math
 import numpy as np
 from scipy.special import comb
 
-from gsmooth_lightning.certify.transfer import MARGIN, Transfer
+from gsmooth_lightning.certify.transfer import MARGIN, Transfer, largest_where
 from gsmooth_lightning.confidence import Counts, clopper_pearson_lower, clopper_pearson_upper
 from gsmooth_lightning.errors import RequestError
-from gsmooth_lightning.smoothing.base import largest
 
 MOST_SETS = 10**6
 """Sets of t classes up to which their sum is bounded; beyond, only the cap 1 - p_l is used and no alpha is spent."""
@@ -95,13 +94,11 @@ def top_k_radius(p: float, s: np.ndarray, transfer: Transfer, reach: float = mat
     """
     t = np.arange(1, len(s) + 1)
 
-    def holds(radius: np.ndarray) -> np.ndarray:
-        left = transfer(np.append(p, 1 - s), float(radius))
-        return np.asarray(left[0] > ((1 - left[1:]) / t).min() + MARGIN)
+    def surplus(radius: float) -> float:
+        left = transfer(np.append(p, 1 - s), radius)
+        return float(left[0] - ((1 - left[1:]) / t).min()) - MARGIN
 
-    if not holds(np.zeros(())):
-        return None
-    return min(float(largest(holds, np.ones((), dtype=bool))), reach)
+    return largest_where(surplus, reach)
 
 
 def top_k_radii(

@@ -7,6 +7,7 @@ others with p_B <= pB is kept while T_r(pA) > 1 - T_r(1 - pB) (theory.md section
 
 import itertools
 from collections.abc import Callable
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -46,46 +47,55 @@ def parameter_transfer(
     transform: Transform, law: Law, threat: TransformationThreat, bound: Bound, slack: float
 ) -> Transfer:
     """T of random parameters under an attack on them, with a defect of at most E = bound.value, in units of the pixel
-    noise, but for a mass rho of the parameters.
+    noise, but for a mass rho of the parameters: `law_transfer` less rho. At radius 0 the file is the clean one."""
 
-    Gaussian laws of additive parameters: Phi(z(p) - sqrt(gauge^2 + E^2)) - rho (Theorem J). Other laws:
-    Phi(z(T_law(p)) - E) - rho: given the parameters, the defect shifts the pixel noise by at most E, and
-    Phi(z(.) - E) is convex (Jensen). At radius 0 the file is the clean one, without a defect.
-    """
+    @cache  # a search for a pA asks for one radius many times
+    def left(radius: float) -> Callable[[ArrayLike], np.ndarray]:
+        return law_transfer(transform, law, *threat.box(radius), bound.value)
 
     def transfer(p: ArrayLike, radius: float) -> np.ndarray:
         p = _sampled(p, slack)
-        if radius == 0:
-            return np.asarray(p)
-        low, high = threat.box(radius)
-        if isinstance(law, Gaussian) and not isinstance(transform, BrightnessContrast):
-            left = ndtr(ndtri(p) - np.hypot(_gauge(transform, law, low, high), bound.value))
-        else:
-            left = ndtr(ndtri(law_transfer(transform, law, p, low, high)) - bound.value)
-        return np.maximum(left - bound.rho, 0.0)
+        return p if radius == 0 else np.maximum(left(radius)(p) - bound.rho, 0.0)
 
     return transfer
 
 
-def law_transfer(transform: Transform, law: Law, p: ArrayLike, low: tuple[float, ...], high: tuple[float, ...]):
-    """A lower bound of Q(A) over all attacks between low and high on the parameters of an exact transformation, for
-    events of probability p under their law."""
-    if isinstance(transform, BrightnessContrast):
-        assert isinstance(law, Gaussian)
-        sigma = law.sigma.flatten().expand(2)
-        return contrast_brightness_transfer(p, low, high, (float(sigma[0]), float(sigma[1])))  # type: ignore[arg-type]
-    if not isinstance(transform, Composition):
-        return law.transfer(p, _gauge(transform, law, low, high))
-    assert isinstance(law, Product)
-    squares, first = 0.0, 0
-    for part, own in zip(transform.parts, law.parts, strict=True):
-        last = first + part.dim
-        if isinstance(own, Gaussian) and not isinstance(part, BrightnessContrast):  # Gaussian shifts add as squares
-            squares += _gauge(part, own, low[first:last], high[first:last]) ** 2
+def law_transfer(
+    transform: Transform, law: Law, low: tuple[float, ...], high: tuple[float, ...], error: float = 0.0
+) -> Callable[[ArrayLike], np.ndarray]:
+    """p -> a lower bound of Q(A) over all attacks between low and high on a transformation's parameters, for events of
+    probability p under their law, when a defect moves the pixel noise by up to `error` sigma as well.
+
+    Phi(z(T_k(... T_1(p))) - sqrt(m^2 + E^2)): T_1, ..., T_k are of the parts whose law is no shifted Gaussian, m is the
+    gauge of all Gaussian ones, which with the pixel noise are one Gaussian mechanism (Theorem J). Given the other parts
+    each factor bounds what is left, and it is convex (Jensen).
+    """
+    steps: list[Callable[[ArrayLike], np.ndarray]] = []
+    squares, first = error**2, 0
+    parts: list[tuple[Transform, Law]] = [(transform, law)]
+    if isinstance(transform, Composition) and isinstance(law, Product):
+        parts = list(zip(transform.parts, law.parts, strict=True))
+    for part, own in parts:
+        box = slice(first, first := first + part.dim)
+        if isinstance(part, BrightnessContrast):
+            assert isinstance(own, Gaussian)
+            steps.append(partial(_contrast_brightness, own, low[box], high[box]))
+        elif isinstance(own, Gaussian):
+            squares += _gauge(part, own, low[box], high[box]) ** 2
         else:
-            p = law_transfer(part, own, p, low[first:last], high[first:last])
-        first = last
-    return ndtr(ndtri(p) - np.sqrt(squares))
+            steps.append(partial(own.transfer, size=_gauge(part, own, low[box], high[box])))
+
+    def transfer(p: ArrayLike) -> np.ndarray:
+        for step in steps:
+            p = step(p)
+        return ndtr(ndtri(p) - np.sqrt(squares))
+
+    return transfer
+
+
+def _contrast_brightness(law: Gaussian, low: tuple[float, ...], high: tuple[float, ...], p: ArrayLike) -> np.ndarray:
+    contrast, brightness = law.sigma.flatten().expand(2).tolist()
+    return contrast_brightness_transfer(p, low, high, (contrast, brightness))
 
 
 def _gauge(transform: Transform, law: Law, low: tuple[float, ...], high: tuple[float, ...]) -> float:
@@ -122,16 +132,18 @@ def largest_radius(transfer: Transfer, pa: float, pb: float, reach: float) -> fl
         left = transfer(np.array([pa, 1 - pb]), radius)
         return float(left[0] + left[1]) - 1 - MARGIN
 
+    return largest_where(surplus, reach)
+
+
+def largest_where(surplus: Callable[[float], float], reach: float) -> float | None:
+    """Largest radius, at most `reach`, at which a decreasing surplus is positive; rounded down. None: not even at 0."""
     if surplus(0.0) <= 0:
         return None
-    if np.isfinite(reach):
-        if surplus(reach) > 0:
+    high = min(1.0, reach)
+    while surplus(high) > 0:
+        if high == reach:
             return reach
-        high = reach
-    else:
-        high = 1.0
-        while surplus(high) > 0:
-            high *= 2
+        high = min(2 * high, reach)
     return certified_below(surplus, high)
 
 

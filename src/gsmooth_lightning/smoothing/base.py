@@ -22,12 +22,14 @@ class Law(nn.Module, ABC):
 
     Attributes:
         norm: the norm of the ball that `reach` measures, "l1" or "l2"; any for a law of one parameter.
+        any_dimension: `transfer` and `gauge` hold for any number of independent coordinates, not for one alone.
         one_sided: only shifts delta >= 0 are certified.
         alpha: probability that `transfer` is no bound, for a law that estimates it once.
         kinks: where the density of one coordinate is not smooth, for `neyman_pearson`.
     """
 
     norm: str
+    any_dimension: bool = False
     one_sided: bool = False
     alpha: float = 0.0
     kinks: tuple[float, ...] = ()

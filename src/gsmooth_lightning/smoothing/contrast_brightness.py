@@ -5,6 +5,8 @@ N((k, b), diag(s_k^2, e^-2k s_b^2)), which is no shift. `neyman_pearson` bounds 
 wanted; `contrast_brightness_transfer` has closed forms that hold for boxes.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
@@ -15,7 +17,7 @@ from gsmooth_lightning.smoothing.neyman_pearson import neyman_pearson
 
 
 def contrast_brightness_transfer(
-    p: ArrayLike, low: tuple[float, float], high: tuple[float, float], sigma: tuple[float, float]
+    p: ArrayLike, low: Sequence[float], high: Sequence[float], sigma: tuple[float, float]
 ) -> np.ndarray:
     """A lower bound of Q(A) over all attacks (k, b) between low and high, for events of probability p.
 

@@ -27,6 +27,7 @@ class Exponential(Law):
     """
 
     norm = "l1"
+    any_dimension = True
     one_sided = True
     kinks = (0.0,)
 

@@ -32,6 +32,7 @@ class Gaussian(Law):
     """
 
     norm = "l2"
+    any_dimension = True
     sigma: Tensor
     cholesky: Tensor | None
 

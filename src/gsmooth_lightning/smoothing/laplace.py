@@ -30,6 +30,7 @@ class Laplace(Law):
     """
 
     norm = "l1"
+    any_dimension = True
     kinks = (0.0,)
 
     def __init__(self, b: float):

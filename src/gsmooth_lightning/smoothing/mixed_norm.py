@@ -64,6 +64,7 @@ class _Radial(Law):
     """
 
     power: int
+    any_dimension = True
 
     def __init__(self, iid: Laplace | Gaussian, scale: float, k: int, shape: Sequence[int]):
         super().__init__()
@@ -292,6 +293,7 @@ class MixedLinf(Law):
     """
 
     norm = "linf"
+    any_dimension = True
 
     def __init__(self, sigma: float, k: int, shape: Sequence[int], draws: int = 200_000, alpha: float = 1e-4):
         super().__init__()

@@ -29,6 +29,7 @@ class Uniform(Law):
     """
 
     norm = "l1"
+    any_dimension = True
 
     def __init__(self, low: float, high: float):
         super().__init__()
