@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from gsmooth_lightning.error import ErrorBound
 from gsmooth_lightning.plans import Outcome, SamplingPlan
 
 
@@ -13,6 +14,17 @@ def finish(procedure):
             jobs = procedure.send([job() for job in jobs])
     except StopIteration as ended:
         return ended.value
+
+
+class Given(ErrorBound):
+    """A bound that is known for every image."""
+
+    def __init__(self, bound):
+        self.bound = bound
+
+    def procedure(self, smoothed, threat, x, stream):
+        return self.bound
+        yield
 
 
 class Known(SamplingPlan):

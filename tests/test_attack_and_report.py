@@ -122,12 +122,12 @@ def test_contradictions_are_attacks_inside_the_certified_radius():
     attacked["smoothed"] = [4, 1, 2, 2]
     assert contradictions(attacked, RECORDS[1]) == 1
     assert contradictions(attacked, RECORDS[3]) == 0
-    rows = attack_rows([attacked], RECORDS)
-    assert rows["certificates contradicted by the attack"] == "1 of 1 attacked"
-    elsewhere = attack_rows([attacked | {"index": 99}], RECORDS)
-    assert elsewhere["certificates contradicted by the attack"] == "0 of 0 attacked"
+    rows = attack_rows([attacked], RECORDS, "worst of k")
+    assert rows["certificates contradicted by the attack (worst of k)"] == "1 of 1 attacked"
+    elsewhere = attack_rows([attacked | {"index": 99}], RECORDS, "worst of k")
+    assert elsewhere["certificates contradicted by the attack (worst of k)"] == "0 of 0 attacked"
     with pytest.raises(RequestError, match="of other images"):
-        attack_rows([attacked | {"input": "digest 7"}], RECORDS)
+        attack_rows([attacked | {"input": "digest 7"}], RECORDS, "worst of k")
     assert rows["attacked accuracy, base (worst of k)"].startswith("1.000")
     assert rows["attacked accuracy, smoothed (worst of k)"].startswith("0.000")
 

@@ -193,7 +193,6 @@ CASES = {
     # checkpoints
     "no checkpoint": Case("certify", SMALL, ("checkpoint=", "gsmooth train")),
     "no checkpoint to attack": Case("attack", SMALL, ("checkpoint=", "gsmooth train")),
-    "no checkpoint to bound": Case("bound", SMALL, ("checkpoint=", "gsmooth train")),
     "checkpoint missing": certify("checkpoint=nosuch.ckpt", words=("no checkpoint at nosuch.ckpt",)),
     "checkpoint is text": certify("checkpoint={text}", words=("text.ckpt", "not a checkpoint")),
     "checkpoint is cut": certify("checkpoint={cut}", words=("cut.ckpt", "not a checkpoint")),

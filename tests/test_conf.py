@@ -11,7 +11,6 @@ from pytorch_lightning import Trainer
 
 from conftest import ROOT, compose
 from gsmooth_lightning import cli
-from gsmooth_lightning.attack import worst_of_k
 from gsmooth_lightning.lit import ImageDataModule
 from gsmooth_lightning.tasks.train import FOR_TRAINER
 
@@ -92,6 +91,7 @@ OWN = {
     ("model", "custom"): ("model._target_=gsmooth_lightning.model.SmallCNN",),
     ("threat", "brightness_contrast"): ("transform=brightness_contrast",),
     ("threat", "blur_brightness"): ("transform=blur_brightness",),
+    ("threat", "similarity"): ("transform=similarity",),
 }
 """What a user must add to an option that is nothing by itself."""
 
@@ -128,14 +128,13 @@ def test_every_option_constructs(group, option, tmp_path):
 
 
 def test_keys_without_targets():
-    """`images`, `attack` and `train` are handed to constructors by the tasks: the same rule holds for them."""
+    """`images` and `train` are handed to constructors by the tasks: the same rule holds for them."""
     cfg = compose("certify")
     images = set(cfg.images)
     parameters = inspect.signature(ImageDataModule).parameters
     assert images - {"split"} <= set(parameters)
     elsewhere = {"dataset", "classes", "batch_size", "augment", "workers", "split", "seed"}
     assert set(parameters) - elsewhere == images - {"split"}
-    assert set(cfg.attack) <= set(inspect.signature(worst_of_k).parameters)
     own = {"optimizer", "scheduler", "interval", "epochs", "batch_size", "ema", "patience"}
     assert set(cfg.train) == own | set(FOR_TRAINER)
     assert set(FOR_TRAINER) <= set(inspect.signature(Trainer).parameters)

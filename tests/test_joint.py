@@ -12,16 +12,16 @@ from scipy.stats import norm
 from gsmooth_lightning.certify import JointCertifier
 from gsmooth_lightning.certify.transfer import largest_radius, parameter_transfer
 from gsmooth_lightning.confidence import clopper_pearson_lower, clopper_pearson_upper
-from gsmooth_lightning.error import Bound, ImageBound, StoredBound
+from gsmooth_lightning.error import Bound, ImageBound
 from gsmooth_lightning.error.sampled import soft_excess
-from gsmooth_lightning.errors import RequestError, UncertifiableError
+from gsmooth_lightning.errors import UncertifiableError
 from gsmooth_lightning.plans import FixedN, GroupSequential
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Gaussian
-from gsmooth_lightning.stream import Stream, content_digest
+from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.threat import PixelThreat, TransformationThreat
 from gsmooth_lightning.transform import Additive, Rotation
-from plans import Known, finish
+from plans import Given, Known, finish
 
 GRID = np.linspace(-10, 10, 2001)
 WEIGHTS = norm.pdf(GRID) / norm.pdf(GRID).sum()
@@ -74,16 +74,8 @@ def slide(e, gamma, c=1.0):
 def certified(pa, e, rho, pb=None, gamma=10.0):
     """The radius that JointCertifier states for known pA, E and rho; None for an abstention."""
     smoothed, threat = slide(e, gamma)
-    stored = {
-        "index": 0,
-        "input": content_digest(X),
-        "value": e,
-        "rho": rho,
-        "alpha": 1e-4,
-        "guarantee": "sound",
-        "details": {},
-    }
-    certifier = JointCertifier(Known(pa, pb), StoredBound([stored]))
+    error = Given(Bound(e, rho, 1e-4, "sound"))
+    certifier = JointCertifier(Known(pa, pb), error)
     certificate = finish(certifier.procedure(smoothed, threat, X, Stream(0, 0)))
     return None if certificate.prediction < 0 else certificate.radius
 
@@ -316,19 +308,7 @@ def test_radius_is_clipped_to_the_attack_range(gamma_range):
     low, high = gamma_range
     smoothed, _ = slide(0.1, 1.0)
     threat = TransformationThreat(Slide(KAPPA * UNIT), low, high)
-    error = StoredBound(
-        [
-            {
-                "index": 0,
-                "input": content_digest(X),
-                "value": 0.1,
-                "rho": 0.0,
-                "alpha": 0.0,
-                "guarantee": "sound",
-                "details": {},
-            }
-        ]
-    )
+    error = Given(Bound(0.1, 0.0, 0.0, "sound"))
     certifier = JointCertifier(Known(1 - 1e-8), error)
     radius = finish(certifier.procedure(smoothed, threat, X, Stream(0, 0))).radius
     assert radius == max(-low, high)
@@ -403,16 +383,8 @@ def test_threshold_of_a_radius_is_where_the_fixed_radius_reaches_it(radius, e, r
     """pA just above threshold(r) certifies r with known pA, just below does not: one theorem, two plans."""
     smoothed, threat = slide(e, 10.0)
     plan = Known(0.9)
-    stored = {
-        "index": 0,
-        "input": content_digest(X),
-        "value": e,
-        "rho": rho,
-        "alpha": 0.0,
-        "guarantee": "sound",
-        "details": {},
-    }
-    finish(JointCertifier(plan, StoredBound([stored])).procedure(smoothed, threat, X, Stream(0, 0)))
+    error = Given(Bound(e, rho, 0.0, "sound"))
+    finish(JointCertifier(plan, error).procedure(smoothed, threat, X, Stream(0, 0)))
     threshold = plan.threshold(radius)
     slack = smoothed.slack(X)
     assert threshold == pytest.approx(norm.cdf(math.hypot(radius / SIGMA, e) + norm.ppf(0.5 + rho)) + slack, abs=1e-11)
@@ -429,16 +401,8 @@ def test_threshold_is_out_of_reach_when_rho_is():
     for rho in (0.5, 0.8, 1.0):
         smoothed, threat = slide(0.1, 10.0)
         plan = Known(0.9)
-        stored = {
-            "index": 0,
-            "input": content_digest(X),
-            "value": 0.1,
-            "rho": rho,
-            "alpha": 0.0,
-            "guarantee": "sound",
-            "details": {},
-        }
-        certificate = finish(JointCertifier(plan, StoredBound([stored])).procedure(smoothed, threat, X, Stream(0, 0)))
+        error = Given(Bound(0.1, rho, 0.0, "sound"))
+        certificate = finish(JointCertifier(plan, error).procedure(smoothed, threat, X, Stream(0, 0)))
         assert plan.threshold(0.1) >= 1
         assert certificate.radius == 0
 
@@ -449,7 +413,7 @@ def test_threshold_is_out_of_reach_when_rho_is():
 def test_refusals():
     """Pixel threats, other transformations, laws and noises that Theorem J does not cover, radii out of reach."""
     smoothed, threat = slide(0.1, 1.0)
-    error = StoredBound([])
+    error = Given(Bound(0.1, 0.0, 0.0, "sound"))
     certifier = JointCertifier(Known(0.9), error)
     certifier.check(smoothed, threat)
     with pytest.raises(UncertifiableError, match="certify=direct"):
@@ -457,7 +421,7 @@ def test_refusals():
     with pytest.raises(UncertifiableError, match="smoothed over slide, the threat is rotation"):
         certifier.check(smoothed, TransformationThreat(Rotation(), -30, 30))
     without = SmoothedClassifier(smoothed.base, 2, Slide(KAPPA * UNIT), None, Gaussian(SIGMA), None, block=16)
-    with pytest.raises(UncertifiableError, match="Gaussian noise"):
+    with pytest.raises(UncertifiableError, match="Gaussian pixel noise"):
         certifier.check(without, threat)
     correlated = Gaussian(covariance=torch.eye(4))
     without = SmoothedClassifier(smoothed.base, 2, Slide(KAPPA * UNIT), None, Gaussian(SIGMA), correlated, block=16)
@@ -473,5 +437,3 @@ def test_refusals():
     JointCertifier(GroupSequential([0.99 * ceiling], n=1000), error).check(smoothed, threat)
     with pytest.raises(UncertifiableError, match="out of reach"):
         JointCertifier(GroupSequential([1.0, 1.01 * ceiling], n=1000), error).check(smoothed, threat)
-    with pytest.raises(RequestError, match="none for image 7"):
-        finish(JointCertifier(Known(0.9), error).procedure(smoothed, threat, X, Stream(0, 7)))

@@ -17,21 +17,20 @@ from gsmooth_lightning.certify import (
     JointCertifier,
 )
 from gsmooth_lightning.certify.rebound import check_reboundable, rebound
-from gsmooth_lightning.error import StoredBound
+from gsmooth_lightning.error import Bound
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.plans import ConfidenceSequence, FixedN, GroupSequential, SoftVotes
 from gsmooth_lightning.report.curves import certified, for_label
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Exponential, Gaussian, Laplace
-from gsmooth_lightning.stream import Stream, content_digest
+from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.threat import PixelThreat, TransformationThreat
 from gsmooth_lightning.transform import Brightness, GaussianBlur, Rotation
-from plans import finish
+from plans import Given, finish
 
 X = (torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 6, 6))) / 255).float()
 ROTATION = TransformationThreat(Rotation(), -9, 9)
-STORED = {"index": 0, "input": content_digest(X), "value": 0.3, "rho": 0.01, "alpha": 1e-4}
-ERROR = StoredBound([{**STORED, "guarantee": "heuristic", "details": {}}])
+ERROR = Given(Bound(0.3, 0.01, 1e-4, "heuristic"))
 
 CASES = {
     "pixels": (AdditiveCertifier, {"noise": Gaussian(0.3)}, PixelThreat()),

@@ -11,6 +11,7 @@ from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Gaussian
 from gsmooth_lightning.stream import STAGES, Stream, TrainingSource, sampling_slack
 from gsmooth_lightning.transform import Rotation
+from plans import finish
 
 
 def draws(seed=3, image=5, stage="estimate", block=2, n=64):
@@ -98,7 +99,7 @@ def test_global_generators_are_untouched():
     for stage in STAGES:
         Stream(7, 7).at(stage, 0).normal(100)
         Stream(7, 7).at(stage, 0).uniform(100)
-    smoothed.block_counts(x, Stream(0, 0), "estimate", 0, 0, 8)
+    finish(smoothed.sample(x, Stream(0, 0), "estimate", 0, 8))
     smoothed.check_function(x)
     assert torch.equal(torch.get_rng_state(), before)
     np.testing.assert_array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002

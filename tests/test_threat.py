@@ -145,5 +145,5 @@ def test_pixels_outside_the_unit_interval_are_refused(bad):
 
 def test_description_states_range_interpolation_enlargement_and_format():
     words = TransformationThreat(Rotation("bicubic"), -10, 20, step=1, size=28).describe()
-    for word in ("rotation", "-10 to 20 degrees", "multiples of 1", "bicubic", "28x28", "8 bits"):
+    for word in ("rotation", "-10 to 20 degrees", "multiples of 1", "bicubic", "shorter side of 28 pixels", "8 bits"):
         assert word in words

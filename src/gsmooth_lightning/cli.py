@@ -7,7 +7,8 @@ COMMANDS = {
     "train": "train a base classifier for the smoothing it will be certified under",
     "bound": "bound the interpolation error of images",
     "certify": "certify images; the same command again resumes",
-    "attack": "attack images by the worst of k parameters",
+    "compare": "certify images by every certificate that applies, in one table",
+    "attack": "attack images: worst of k, grid or gradient ascent over the parameters",
     "report": "table and picture of stores",
     "demo": "all of it on real handwritten digits, in three minutes",
 }

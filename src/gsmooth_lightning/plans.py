@@ -40,8 +40,8 @@ class Outcome:
 
     Attributes:
         top: the class chosen on the n0 selection draws.
-        selection, counts: votes of the selection and of the n estimation draws, added up. Their last entry stands for
-            outputs that are no class, and is 0.
+        selection, counts: votes of the selection and of the n estimation draws, added up. Their last entry is no class:
+            the draws of nested smoothing that abstain, otherwise 0.
         pa, pb: bounds at the plan's alpha, or None from a sequential plan, which only decides its own radii.
         passed: the largest of its radii that a sequential plan certified, None when not even the first.
     """
@@ -97,7 +97,7 @@ class SamplingPlan(ABC):
         votes = yield from sample("select", 0, self.n0)
         self.check_votes(votes.ndim == 2)
         selection = votes.sum(0) if self.soft else votes
-        return int(selection.argmax()), selection
+        return int(selection[:-1].argmax()), selection
 
 
 class FixedN(SamplingPlan):
@@ -127,7 +127,7 @@ class FixedN(SamplingPlan):
 
     def conclude(self, selection: Counts, counts: Counts) -> Outcome:
         """What the votes of n0 and of n draws show."""
-        top = int(selection.argmax())
+        top = int(selection[:-1].argmax())
         if self.bounds == "two":
             pa, pb = two_bounds(counts, top, self.n, self.alpha)
         else:

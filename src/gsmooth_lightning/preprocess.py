@@ -9,6 +9,8 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
+from torchvision.transforms.v2 import functional
 
 from gsmooth_lightning.errors import RequestError
 
@@ -35,6 +37,86 @@ class DiscVignette(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * _disc(*x.shape[-2:], x.device, x.dtype)
+
+
+class RectangleVignette(nn.Module):
+    """Sets a frame of `margin` pixels to 0.
+
+    For translations, black outside the image: a kept pixel lies at least `margin` pixels from the first and last row
+    and column, so a move by at most `margin` pixels along each axis (nearest, bilinear; bicubic: margin - 1) computes
+    it from the image's own pixels alone. Of psi(psi(x, gamma), theta) nothing that the file's edge cut off is missed
+    while |theta_i| <= margin, and in psi(x, gamma + theta) no black is seen while |gamma_i + theta_i| <= margin.
+
+    Args:
+        margin: width of the frame in pixels, from 0 on.
+
+    Raises:
+        RequestError: a negative margin, or one that leaves nothing of an image.
+    """
+
+    lipschitz = 1.0
+
+    def __init__(self, margin: int):
+        super().__init__()
+        if not isinstance(margin, int) or margin < 0:
+            raise RequestError(f"margin must be a whole number of pixels from 0 on, got {margin!r}")
+        self.margin = margin
+
+    def forward(self, x: Tensor) -> Tensor:
+        m, (h, w) = self.margin, x.shape[-2:]
+        if 2 * m >= min(h, w):
+            raise RequestError(f"a frame of {m} pixels leaves nothing of images of {h}x{w}; lower margin")
+        return pad(x[..., m : h - m, m : w - m], (m, m, m, m))
+
+    def extra_repr(self) -> str:
+        return f"margin={self.margin}"
+
+
+class Resize(nn.Module):
+    """Resizes images so that the shorter side has `size` pixels; aspect ratio kept, bilinear with antialiasing.
+
+    States no Lipschitz constant: enlarging stretches l2 distances (by 2 where both sides double), and for shrinking
+    none is proved here. Error bounds by sampling need none.
+
+    Args:
+        size: of the shorter side in pixels.
+
+    Raises:
+        RequestError: a size below 1.
+    """
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.size = _pixels(size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.resize(x, [self.size], antialias=True)
+
+    def extra_repr(self) -> str:
+        return f"{self.size}"
+
+
+class CenterCrop(nn.Module):
+    """The centre of images, size x size pixels.
+
+    Raises:
+        RequestError: a size below 1, or images smaller than the crop.
+    """
+
+    lipschitz = 1.0
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.size = _pixels(size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if min(x.shape[-2:]) < self.size:
+            h, w = x.shape[-2:]
+            raise RequestError(f"images of {h}x{w} are smaller than a crop of {self.size}; resize them before it")
+        return functional.center_crop(x, [self.size, self.size])
+
+    def extra_repr(self) -> str:
+        return f"{self.size}"
 
 
 class LowPass(nn.Module):
@@ -64,6 +146,43 @@ class LowPass(nn.Module):
         return f"bandwidth={self.bandwidth:g}"
 
 
+class GaussianLowPass(nn.Module):
+    """Gaussian blur, black outside the image: y = K_h x K_w', K[i, j] = g(i - j) / sum_k g(k), |k| <= 4 sigma + 1/2.
+
+    Lipschitz constant 1 in l2: K is symmetric with nonnegative entries, and a row sums to at most 1 because part of the
+    kernel lies outside. So do the columns, hence ||K||_2 <= sqrt(||K||_1 ||K||_inf) <= 1, and the norm of
+    x -> K_h x K_w' is the product of both. All weights are nonnegative, so intervals stay narrow (theory.md section 5);
+    the slides' filter "G" in place of the DFT's.
+
+    Args:
+        sigma: standard deviation in pixels.
+
+    Raises:
+        RequestError: sigma not positive and finite.
+    """
+
+    lipschitz = 1.0
+
+    def __init__(self, sigma: float):
+        super().__init__()
+        if not 0 < sigma < math.inf:
+            raise RequestError(f"sigma of the Gaussian low-pass must be positive and finite, got {sigma}")
+        self.sigma = sigma
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = x.shape[-2:]
+        return _gaussian(h, self.sigma, x.device, x.dtype) @ (x @ _gaussian(w, self.sigma, x.device, x.dtype))
+
+    def extra_repr(self) -> str:
+        return f"sigma={self.sigma:g}"
+
+
+def _pixels(size: int) -> int:
+    if not isinstance(size, int) or size < 1:
+        raise RequestError(f"size must be a positive number of pixels, got {size!r}")
+    return size
+
+
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)  # a later gradient may need what is kept
 def _disc(h: int, w: int, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -82,6 +201,18 @@ def _lowpass(
     columns, f2 = fourier_basis(w, bandwidth)
     mask = f1[:, None] ** 2 + f2[None, :] ** 2 <= bandwidth**2
     return rows.to(device, dtype), columns.to(device, dtype), mask.to(device, dtype)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _gaussian(length: int, sigma: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """K of `GaussianLowPass` for one side, (length, length); weights are rounded down."""
+    far = int(4 * sigma + 0.5)
+    places = torch.arange(-far, far + 1, dtype=torch.float64)
+    total = (-(places**2) / (2 * sigma**2)).exp().sum()
+    apart = (torch.arange(length)[:, None] - torch.arange(length)[None, :]).double()
+    weights = torch.where(apart.abs() <= far, (-(apart**2) / (2 * sigma**2)).exp() / total, 0.0).to(dtype)
+    return torch.nextafter(weights, torch.zeros_like(weights)).to(device)
 
 
 def fourier_basis(length: int, bandwidth: float) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,27 @@ Result = TypeVar("Result")
 Procedure = Generator[list[Job], list[Any], Result]
 
 
+def together(procedures: Iterable[Procedure[Result]]) -> Procedure[list[Result]]:
+    """Advances procedures side by side, as one: a round holds the jobs of all that still run."""
+    results: dict[int, Result] = {}
+    active: dict[int, tuple[Procedure[Result], list[Job]]] = {}
+
+    def advance(place: int, procedure: Procedure[Result], answer: list[Any] | None) -> None:
+        try:
+            active[place] = (procedure, procedure.send(answer))  # type: ignore[arg-type]  # None starts it
+        except StopIteration as ended:
+            results[place] = ended.value
+
+    for place, procedure in enumerate(procedures):
+        advance(place, procedure, None)
+    while active:
+        round_, active = active, {}
+        answers = iter((yield [job for _, jobs in round_.values() for job in jobs]))
+        for place, (procedure, jobs) in round_.items():
+            advance(place, procedure, [next(answers) for _ in jobs])
+    return [results[place] for place in sorted(results)]
+
+
 @contextlib.contextmanager
 def workers(device: torch.device) -> Iterator[Callable[[list[Job]], list[Any]]]:
     """A function that runs a list of jobs, in order of their results, on all cores or on the device."""

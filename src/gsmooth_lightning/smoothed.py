@@ -1,7 +1,7 @@
 """The smoothed classifier: transform, preprocess, add noise, vote."""
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from functools import partial
 
 import numpy as np
@@ -36,6 +36,8 @@ class SmoothedClassifier(nn.Module):
     the grid, x + round(epsilon) = round(x + epsilon): this is the theorem's classifier with the rounding inside f.
 
     The network always sees blocks of one fixed shape, because logits move in the sixth digit with the batch shape.
+
+    Preprocessing may change an image's shape: noise, network and error bounds live in the encoded shape.
 
     Args:
         base: f, (n, c, h, w) -> (n, classes) logits, or (n,) integer labels.
@@ -97,30 +99,35 @@ class SmoothedClassifier(nn.Module):
     # -------------------------------------------------- one draw, in two parts
 
     def encode(self, x: Tensor, theta: Tensor) -> Tensor:
-        """What the noise is added to, in whole steps of the grid: round(levels * preprocess(psi(x, theta))).
+        """What the noise is added to, in whole steps of the grid: round(levels * preprocess(psi(x, theta))), (n, *e).
 
         x: (n, c, h, w) float32, theta: (n, dim) in any precision, rounded to float32 here and nowhere before if the
         transformation interpolates. Values beyond what sums with the noise can hold are clamped, which brings images
         nearer to each other and nothing else.
 
         Raises:
-            RequestError: images that are not float32, or preprocessing that changes their shape.
+            RequestError: images that are not float32, or preprocessing that changes their number.
         """
         if x.dtype != torch.float32:
             raise RequestError(f"images must be float32 for exact noise, not {x.dtype}; set trainer.precision=32-true")
         with torch.autocast(x.device.type, enabled=False):
             y = self.preprocess(compute(self.transform, x, theta))
-        if y.shape != x.shape:
-            raise RequestError("preprocessing must keep the image's shape; resize with threat.size instead")
+        if len(y) != len(x):
+            raise RequestError(f"preprocessing made {len(y)} images of {len(x)}; use steps that return one for each")
         return (y * self.levels).round_().clamp_(-self.largest, self.largest).float()
 
+    @torch.inference_mode()
+    def encoded_shape(self, x: Tensor) -> tuple[int, ...]:
+        """Shape e of what the noise is added to, for an image x, (c, h, w): that of x unless preprocessing resizes."""
+        return tuple(self.preprocess(x[None]).shape[1:])
+
     def draw(self, x: Tensor, source: Source | TrainingSource, n: int) -> Tensor:
-        """n network inputs for one image x: (c, h, w) -> (n, c, h, w)."""
+        """n network inputs for one image x: (c, h, w) -> (n, *e), e its encoded shape."""
         theta = self.draw_parameters(source, n)
         steps = self.encode(x.expand(n if self.law else 1, *x.shape), theta)
         if self.noise is None:
-            return (steps * (1 / self.levels)).expand(n, *x.shape)
-        noise = self.noise.sample(source, n, tuple(x.shape)).mul_(self.levels).round_().to(steps.dtype)
+            return (steps * (1 / self.levels)).expand(n, *steps.shape[1:])
+        noise = self.noise.sample(source, n, tuple(steps.shape[1:])).mul_(self.levels).round_().to(steps.dtype)
         return noise.add_(steps).mul_(1 / self.levels)  # both are whole and below 2^24: the sum is exact
 
     def draw_parameters(self, source: Source | TrainingSource, n: int) -> Tensor:
@@ -187,24 +194,31 @@ class SmoothedClassifier(nn.Module):
     @torch.inference_mode()
     def classify_base(self, x: Tensor) -> Tensor:
         """Classes that the base classifier gives images without noise or transformation, (n, c, h, w) -> (n,)."""
-        encoded = self.encode(x, torch.zeros(len(x), self.transform.dim, device=x.device)) * (1 / self.levels)
-        padded = torch.cat([encoded, encoded[:1].expand(-len(x) % self.block, *x.shape[1:])])
+        zeros = torch.zeros(self.block, self.transform.dim, device=x.device)
+        encoded = torch.cat([self.encode(part, zeros[: len(part)]) for part in x.split(self.block)]) * (1 / self.levels)
+        padded = torch.cat([encoded, encoded[:1].expand(-len(x) % self.block, *encoded.shape[1:])])
         return torch.cat([self.labels(block) for block in padded.split(self.block)])[: len(x)]
 
     @torch.inference_mode()
-    def block_counts(self, x: Tensor, stream: Stream, stage: str, block: int, first: int, last: int) -> Tensor:
+    def block_counts(self, inputs: Callable[[int], Tensor], block: int, first: int, last: int) -> Tensor:
         """Votes of the draws first..last-1 of one block on the device: hard ones counted, (classes + 1,), soft ones
         draw by draw, (last - first, classes + 1)."""
-        inputs = self.draw(x, stream.at(stage, block, x.device), self.block)
+        images = inputs(block)
         if self.votes == "soft":
-            return self.soft_votes(inputs)[first:last]
-        labels = self.labels(inputs)[first:last]
-        return (labels[:, None] == torch.arange(self.classes + 1, device=x.device)).sum(0)  # bincount would synchronise
+            return self.soft_votes(images)[first:last]
+        labels = self.labels(images)[first:last]
+        return (labels[:, None] == torch.arange(self.classes + 1, device=images.device)).sum(0)  # bincount synchronises
 
     def sample(
         self, x: Tensor, stream: Stream, stage: str, first: int, last: int
     ) -> Generator[list[Job], list[Tensor], np.ndarray]:
-        """Votes of the draws first..last-1 of a stage for one image, as a procedure (see `rounds`).
+        """Votes of the draws first..last-1 of a stage for one image, as a procedure (see `count`)."""
+        return self.count(lambda b: self.draw(x, stream.at(stage, b, x.device), self.block), stream, first, last)
+
+    def count(
+        self, inputs: Callable[[int], Tensor], stream: Stream, first: int, last: int
+    ) -> Generator[list[Job], list[Tensor], np.ndarray]:
+        """Votes of the draws first..last-1, as a procedure (see `rounds`); inputs(b): those of block b to the network.
 
         Hard votes are counted, (classes + 1,); soft ones stay apart, (last - first, classes + 1), as bounds need them.
 
@@ -213,7 +227,7 @@ class SmoothedClassifier(nn.Module):
         """
         size = self.block
         jobs: list[Job] = [
-            partial(self.block_counts, x, stream, stage, b, max(first - b * size, 0), min(last - b * size, size))
+            partial(self.block_counts, inputs, b, max(first - b * size, 0), min(last - b * size, size))
             for b in range(first // size, -(-last // size))
         ]
         blocks = yield jobs
@@ -241,12 +255,12 @@ class SmoothedClassifier(nn.Module):
         the 26 * 2^25 allowed for here; below lies a mass of 1.2e-8, within the same allowance; for other laws 26 * 2^28
         allows for every float32. For an exact one it is rounded to the grid of `parameter_step`.
         """
-        pixels = 0.0
+        pixels, dim = 0.0, math.prod(self.encoded_shape(x))
         if isinstance(self.noise, Gaussian):
-            pixels = sampling_slack(x.numel(), self.noise.largest_sigma * self.levels)
+            pixels = sampling_slack(dim, self.noise.largest_sigma * self.levels)
         elif self.noise is not None:  # every cell of the law's span, beyond which lies 2^-52 of the mass
             low, high = self.noise.span
-            pixels = sampling_slack(x.numel(), (high - low) * self.levels / 26)
+            pixels = sampling_slack(dim, (high - low) * self.levels / 26)
         cells = 2.0**25 if isinstance(self.law, Gaussian) else 2.0**28
         if self.parameter_step:
             assert self.law is not None

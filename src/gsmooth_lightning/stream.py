@@ -73,10 +73,15 @@ class TrainingSource:
 
 @dataclass(frozen=True)
 class Stream:
-    """All the draws that belong to one image under one seed."""
+    """All the draws that belong to one image under one seed; of nested smoothing, also those within one outer draw.
+
+    Attributes:
+        path: the outer draws, outermost last: (stage, draw) of each, flattened.
+    """
 
     seed: int
     image: int
+    path: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not (0 <= self.seed < 2**64 and 0 <= self.image < 2**64):
@@ -86,8 +91,12 @@ class Stream:
         """The source of the draws of one block of one stage (one of `STAGES`)."""
         # The length of the word list separates nothing by itself: SeedSequence hashes trailing zeros alike, so a
         # constant closes the address.
-        words = (self.seed, self.image, STAGES.index(stage), block, 1)
+        words = (self.seed, self.image, STAGES.index(stage), block, *self.path, 1)
         return Source(tuple(w & 0xFFFFFFFF for word in words for w in (word, word >> 32)), torch.device(device))
+
+    def within(self, stage: str, draw: int) -> "Stream":
+        """The draws inside one draw of a stage."""
+        return Stream(self.seed, self.image, (STAGES.index(stage), draw, *self.path))
 
 
 def content_digest(x: Tensor) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torchvision.transforms.v2 import InterpolationMode, functional
 
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.transform import Transform, compute
@@ -14,6 +14,9 @@ from gsmooth_lightning.transform import Transform, compute
 SAVED = {"float": (0, 1, None), "8bit": (0, 1, 255), "16bit": (-1, 1, 32768), "real": (-1, 1, None)}
 """Format -> range of clean inputs, and steps between 0 and 1: images as floats or bytes, waveforms as 16-bit samples,
 either as real numbers."""
+
+MOST_PARAMETERS = 100_000
+"""How many parameters of an attack are searched at most."""
 
 
 class Threat(ABC):
@@ -23,7 +26,8 @@ class Threat(ABC):
         saved: "8bit" (images, values k/255), "float" (images, clipped), "16bit" (waveforms, values k/32768), "real"
             (attacked values are passed on as they are, neither rounded nor clipped). It holds for the clean input as
             well.
-        size: side in pixels to which images are enlarged (bicubic) before anything else; None keeps them.
+        size: pixels of the shorter side to which images are enlarged (bicubic, aspect ratio kept) before anything else,
+            the attack included; None keeps them.
     """
 
     unit: str
@@ -63,10 +67,10 @@ class Threat(ABC):
                 f"inputs must hold finite values between {low} and {high} (threat.saved={self.saved}); scale the data "
                 "set, or repair its files"
             )
-        if self.size is not None and tuple(x.shape[-2:]) != (self.size, self.size):
+        if self.size is not None:
             if x.ndim != 4:
                 raise RequestError("threat.size enlarges images, and these inputs are none; set it to null")
-            x = functional.interpolate(x, size=(self.size, self.size), mode="bicubic", align_corners=False)
+            x = functional.resize(x, [self.size], InterpolationMode.BICUBIC, antialias=False)
         return self.save(x.clamp(low, high))
 
     def save(self, x: Tensor) -> Tensor:
@@ -77,10 +81,10 @@ class Threat(ABC):
         if levels is None:
             return x.clamp(low, high)
         top = high - 1 / levels if low < 0 else high  # two's complement ends one step below 1
-        return (torch.round(x * levels) / levels).clamp(low, top)
+        return (x * levels).round_().div_(levels).clamp_(low, top)
 
     def file(self) -> str:
-        enlarged = f"images enlarged to {self.size}x{self.size} (bicubic), " if self.size else ""
+        enlarged = f"images enlarged to a shorter side of {self.size} pixels (bicubic), " if self.size else ""
         kept = {"float": "kept as floats", "real": "kept as float32 numbers, not clipped"}
         return enlarged + kept.get(self.saved, f"saved with {self.saved.removesuffix('bit')} bits")
 
@@ -140,7 +144,7 @@ class TransformationThreat(Threat):
             raise RequestError(f"a threat by {transform.name} needs a transformation with a parameter")
         self.lows, self.highs = (_for_each("low", low, transform.dim), _for_each("high", high, transform.dim))
         for a, b in zip(self.lows, self.highs, strict=True):
-            if not -math.inf < a <= 0 <= b < math.inf or a == b:
+            if not -math.inf < a <= 0 <= b < math.inf or self.lows == self.highs:
                 raise RequestError(f"the threat's range must be finite and contain 0 and more, got {low} to {high}")
         if step is not None and not step > 0:
             raise RequestError(f"threat.step must be positive or null, got {step}")
@@ -182,19 +186,38 @@ class TransformationThreat(Threat):
     def apply(self, x: Tensor, gamma: Tensor) -> Tensor:
         """The attacked files: (n, c, h, w) clean images and (n, dim) parameters -> (n, c, h, w) float32.
 
-        Exact transformations are computed in float64, so that a file rounds each value once.
+        Exact transformations are computed in float64, so that a file rounds each value once. Each file is made alone,
+        because its last bits would depend on the batch, and with them what a pixel is rounded to.
         """
-        return self.save(compute(self.transform, x, gamma).float())
+        rows = zip(x.split(1), gamma.split(1), strict=True)
+        return torch.cat([self.save(compute(self.transform, row, own).float()) for row, own in rows])
 
     def parameters(self, points: int) -> tuple[Tensor, bool]:
-        """Values of the one parameter to search, (k, 1), and whether they are all there are.
+        """Parameters to search, (k, dim), and whether they are all there are.
 
-        With `step`: every parameter. Otherwise `points` of them, evenly spaced, the ends included.
+        With `step`: all multiples of it in the range. Otherwise evenly spaced values, the ends included: `points` of
+        one parameter; of several, a grid with max(3, points^(1/dim) rounded up) values of each.
+
+        Raises:
+            RequestError: more than MOST_PARAMETERS.
         """
+        box, dim = list(zip(self.lows, self.highs, strict=True)), len(self.lows)
         if self.step is None:
-            return torch.linspace(self.low, self.high, points)[:, None], False
-        first, last = -int(-self.low / self.step + 1e-9), int(self.high / self.step + 1e-9)
-        return torch.arange(first, last + 1, dtype=torch.float64)[:, None].mul(self.step).float(), True
+            side = points if dim == 1 else max(3, math.ceil(points ** (1 / dim) - 1e-9))
+            numbers = [range(side)] * dim
+        else:
+            numbers = [range(-int(-a / self.step + 1e-9), int(b / self.step + 1e-9) + 1) for a, b in box]
+        count = math.prod(map(len, numbers))
+        if count > MOST_PARAMETERS:
+            raise RequestError(
+                f"{count:,} parameters are too many to search, at most {MOST_PARAMETERS:,} are possible; narrow the "
+                "threat, raise threat.step or set it to null, or search fewer points"
+            )
+        if self.step is None:
+            axes = [torch.linspace(a, b, side) for a, b in box]
+        else:
+            axes = [torch.tensor(k, dtype=torch.float64).mul(self.step).float() for k in numbers]
+        return torch.cartesian_prod(*axes).reshape(-1, dim), self.step is not None
 
     def clips(self) -> bool:
         """Whether black and white pixels of an image leave the range of its format; waveforms have headroom, and what

@@ -1,7 +1,10 @@
 """Attacks: what certificates must survive."""
 
 from gsmooth_lightning.attack.ddn import ddn
+from gsmooth_lightning.attack.eot import eot
+from gsmooth_lightning.attack.evaluation import Attack, Attacked
+from gsmooth_lightning.attack.grid import grid
 from gsmooth_lightning.attack.pgd import pgd
-from gsmooth_lightning.attack.worst_of_k import Attacked, check_effort, worst_of_k
+from gsmooth_lightning.attack.worst_of_k import worst_of_k
 
-__all__ = ["Attacked", "check_effort", "ddn", "pgd", "worst_of_k"]
+__all__ = ["Attack", "Attacked", "ddn", "eot", "grid", "pgd", "worst_of_k"]

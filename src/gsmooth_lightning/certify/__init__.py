@@ -4,6 +4,7 @@ from gsmooth_lightning.certify.additive import AdditiveCertifier
 from gsmooth_lightning.certify.base import ABSTAIN, Certificate, Certifier
 from gsmooth_lightning.certify.enumerate import EnumerationCertifier
 from gsmooth_lightning.certify.joint import JointCertifier
+from gsmooth_lightning.certify.nested import NestedCertifier
 from gsmooth_lightning.certify.percentile import CertifiedInterval, PercentileCertifier
 from gsmooth_lightning.certify.region import Region, certified_region
 from gsmooth_lightning.errors import UncertifiableError
@@ -19,6 +20,7 @@ __all__ = [
     "FixedN",
     "GroupSequential",
     "JointCertifier",
+    "NestedCertifier",
     "PercentileCertifier",
     "Region",
     "UncertifiableError",

@@ -184,7 +184,8 @@ def pixel_rounding(smoothed: SmoothedClassifier, threat: PixelThreat, x: Tensor)
     if threat.levels is not None and smoothed.levels % threat.levels == 0 and _is_nothing(smoothed.preprocess):
         return 0.0
     assert smoothed.noise is not None
-    size = {"l1": x.numel(), "l2": math.sqrt(x.numel()), "linf": 1.0}[smoothed.noise.norm]
+    dim = math.prod(smoothed.encoded_shape(x))
+    size = {"l1": dim, "l2": math.sqrt(dim), "linf": 1.0}[smoothed.noise.norm]
     return GRID * size / smoothed.levels / float(smoothed.noise.reach(1.0))
 
 
@@ -208,7 +209,8 @@ def file_rounding(smoothed: SmoothedClassifier, threat: TransformationThreat, x:
     reached = transform.resolve(attack, drawn)
     scale = (transform.resolve(attack, drawn + 1) - reached).abs().amax(0)
     grid = transform.drift(x.double(), reached.amin(0), reached.amax(0), smoothed.parameter_step * (1 + scale) / 2)
-    moved = lipschitz(smoothed.preprocess) * (file + grid) + GRID * math.sqrt(x.numel()) / smoothed.levels
+    rounded = GRID * math.sqrt(math.prod(smoothed.encoded_shape(x))) / smoothed.levels
+    moved = lipschitz(smoothed.preprocess) * (file + grid) + rounded
     return moved / float(noise.sigma.min()) * (1 + 1e-6)
 
 

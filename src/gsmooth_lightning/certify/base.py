@@ -2,7 +2,7 @@
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,9 +10,10 @@ from torch import Tensor
 
 from gsmooth_lightning.certify.topk import check_top_k, top_k_candidates, top_k_radii
 from gsmooth_lightning.certify.transfer import Transfer, largest_radius, required
+from gsmooth_lightning.confidence import Counts
 from gsmooth_lightning.error import Bound
 from gsmooth_lightning.errors import RequestError, UncertifiableError
-from gsmooth_lightning.plans import FixedN, Outcome, SamplingPlan
+from gsmooth_lightning.plans import FixedN, Outcome, Sampler, SamplingPlan
 from gsmooth_lightning.rounds import run_rounds
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.stream import Stream
@@ -132,14 +133,32 @@ class TransferCertifier(Certifier):
     def transfer(self, smoothed: SmoothedClassifier, threat: Threat, bound: Bound, dim: int, slack: float) -> Transfer:
         """T for an image of `dim` values with this bound; `slack` is the sampler's total variation."""
 
+    def sampler(
+        self,
+        smoothed: SmoothedClassifier,
+        x: Tensor,
+        bound: Bound,
+        stream: Stream,
+        slack: float,
+        spend: Callable[[int], None],
+    ) -> Sampler:
+        """The votes that the plan counts; `spend` is told of every forward pass. Here: the network's own votes."""
+
+        def sample(stage: str, first: int, last: int) -> Generator[Any, Any, Counts]:
+            spend(smoothed.evaluations(first, last))
+            return smoothed.sample(x, stream, stage, first, last)
+
+        return sample
+
     def procedure(
         self, smoothed: SmoothedClassifier, threat: Threat, x: Tensor, stream: Stream
     ) -> Generator[Any, Any, Certificate]:
         bound = yield from self.bound(smoothed, threat, x, stream)
         slack = smoothed.slack(x)
         transfer = self.transfer(smoothed, threat, bound, x.numel(), slack)
+        spent: list[int] = []
         outcome = yield from self.plan.run(
-            lambda stage, first, last: smoothed.sample(x, stream, stage, first, last),
+            self.sampler(smoothed, x, bound, stream, slack, spent.append),
             smoothed.block,
             lambda radius: required(transfer, radius),
         )
@@ -154,7 +173,7 @@ class TransferCertifier(Certifier):
             counts=outcome.counts[:-1].tolist(),
             n=outcome.n,
             seed=stream.seed,
-            evaluations=smoothed.evaluations(0, self.plan.n0) + smoothed.evaluations(0, outcome.n),
+            evaluations=sum(spent),
             pa=outcome.pa if self.top_k == 1 else None,
             pb=outcome.pb if self.top_k == 1 else None,
             details={

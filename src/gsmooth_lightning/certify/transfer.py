@@ -19,8 +19,9 @@ from gsmooth_lightning.certify.region import convert
 from gsmooth_lightning.error import Bound
 from gsmooth_lightning.smoothing import Gaussian, Law, Product
 from gsmooth_lightning.smoothing.contrast_brightness import contrast_brightness_transfer
+from gsmooth_lightning.smoothing.similarity import similarity_sigma, similarity_transfer
 from gsmooth_lightning.threat import PixelThreat, TransformationThreat
-from gsmooth_lightning.transform import BrightnessContrast, Composition, Transform, is_exact
+from gsmooth_lightning.transform import BrightnessContrast, Composition, Similarity, Transform, is_exact
 
 Transfer = Callable[[ArrayLike, float], np.ndarray]
 """T: (p, radius) -> what is left of p, elementwise in p."""
@@ -68,8 +69,9 @@ def law_transfer(
 
     Phi(z(T_k(... T_1(p))) - sqrt(m^2 + E^2)): T_1, ..., T_k are of the parts whose law is no shifted Gaussian, m is the
     gauge of all Gaussian ones, which with the pixel noise are one Gaussian mechanism (Theorem J). Given the other parts
-    each factor bounds what is left, and it is convex (Jensen).
+    each factor bounds what is left, and it is convex (Jensen). `similarity_transfer` takes E into its own shift.
     """
+    last: Callable[..., np.ndarray] = _shifted
     steps: list[Callable[[ArrayLike], np.ndarray]] = []
     squares, first = error**2, 0
     parts: list[tuple[Transform, Law]] = [(transform, law)]
@@ -80,6 +82,8 @@ def law_transfer(
         if isinstance(part, BrightnessContrast):
             assert isinstance(own, Gaussian)
             steps.append(partial(_contrast_brightness, own, low[box], high[box]))
+        elif isinstance(part, Similarity):
+            last = partial(similarity_transfer, low=low[box], high=high[box], sigma=similarity_sigma(own))
         elif isinstance(own, Gaussian):
             squares += _gauge(part, own, low[box], high[box]) ** 2
         else:
@@ -88,9 +92,13 @@ def law_transfer(
     def transfer(p: ArrayLike) -> np.ndarray:
         for step in steps:
             p = step(p)
-        return ndtr(ndtri(p) - np.sqrt(squares))
+        return last(p, beside=np.sqrt(squares))
 
     return transfer
+
+
+def _shifted(p: ArrayLike, beside: float) -> np.ndarray:
+    return ndtr(ndtri(p) - beside)
 
 
 def _contrast_brightness(law: Gaussian, low: tuple[float, ...], high: tuple[float, ...], p: ArrayLike) -> np.ndarray:

@@ -33,18 +33,22 @@ class ImageFolder(ImageData):
 
     Args:
         root: the folder.
-        size: side of the images after a centre crop.
-        resize: length of the shorter side before the crop; by default `size`.
+        size: side of the images after a centre crop; None: no crop.
+        resize: length of the shorter side before the crop; by default `size`. With None for both, images keep the size
+            they have in their files.
         validation: see above.
         test: name of the folder of test images.
     """
 
-    def __init__(self, root: str, size: int, resize: int | None = None, validation: int = 10, test: str = "test"):
-        self.root, self.size, self.resize = Path(root), size, resize or size
-        if self.resize < size:
+    def __init__(
+        self, root: str, size: int | None, resize: int | None = None, validation: int = 10, test: str = "test"
+    ):
+        for name, pixels in (("data.size", size), ("data.dataset.resize", resize)):
+            if pixels is not None and (not isinstance(pixels, int) or pixels < 1):
+                raise RequestError(f"{name} must be a positive number of pixels or null, got {pixels!r}")
+        self.root, self.size, self.resize = Path(root), size, size if resize is None else resize
+        if self.size is not None and self.resize is not None and self.resize < self.size:
             raise RequestError(f"data.dataset.resize={self.resize} must not be below the crop of data.size={size}")
-        if not isinstance(size, int) or size < 1:
-            raise RequestError(f"data.size must be a positive number of pixels, got {size!r}")
         if not isinstance(validation, int) or validation < 2:
             raise RequestError(f"data.dataset.validation must be a whole number, at least 2, got {validation!r}")
         self.validation, self.test = validation, test
@@ -68,8 +72,10 @@ class ImageFolder(ImageData):
         ]
         if part is not None:
             files = [file for i, file in enumerate(files) if (i % self.validation == 0) == (part == "val")]
-        shape = v2.Compose([v2.Resize(self.resize), v2.CenterCrop(self.size)])
-        return Files(files, folder, classes, default_loader, shape)
+        steps = [v2.Identity() if self.resize is None else v2.Resize(self.resize)]
+        if self.size is not None:
+            steps.append(v2.CenterCrop(self.size))
+        return Files(files, folder, classes, default_loader, v2.Compose(steps))
 
     def _place(self, name: str) -> tuple[Path, str | None]:
         """Folder of a split, and which part of it ("train" or "val") where two splits share the folder."""
@@ -101,9 +107,11 @@ class ImageFolder(ImageData):
         return [number[folder] for folder in folders]
 
     def describe(self) -> str:
+        resized = "of their natural size" if self.resize is None else f"shorter side resized to {self.resize}"
+        cropped = "" if self.size is None else f", then the centre {self.size}x{self.size}"
         return (
-            f"{type(self).__name__}: folders of classes, shorter side resized to {self.resize}, then the centre "
-            f"{self.size}x{self.size}; without a validation folder one training image in {self.validation} validates"
+            f"{type(self).__name__}: folders of classes, {resized}{cropped}; without a validation folder one training "
+            f"image in {self.validation} validates"
         )
 
 
@@ -113,7 +121,7 @@ class ImageNet(ImageFolder):
     Labels are ImageNet's 1,000 classes even where a folder holds some of them only.
     """
 
-    def __init__(self, root: str, size: int = 224, resize: int = 256, validation: int = 50):
+    def __init__(self, root: str, size: int | None = 224, resize: int | None = 256, validation: int = 50):
         super().__init__(root, size, resize, validation, test="val")
 
     def labels(self, folders: Sequence[str], classes: Sequence[str]) -> list[int | None]:

@@ -13,18 +13,18 @@ HELD_OUT = 5
 
 
 class GTSRB(ImageData):
-    """43 classes of traffic signs (Stallkamp et al. 2012), resized to size x size.
+    """43 classes of traffic signs (Stallkamp et al. 2012), resized to size x size; 15x15 to 250x250 in their files.
 
     The training file shows each sign in a track of 30 frames (file names TRACK_FRAME.ppm). So validation takes whole
     tracks: one in five of each class.
 
     Args:
         root: folder that holds `gtsrb/GTSRB/Training`, `gtsrb/GTSRB/Final_Test` and `gtsrb/GT-final_test.csv`.
-        size: side of the images in pixels.
+        size: side of the images in pixels; None: images keep the size they have in their files.
         download: let torchvision fetch them. Off by default.
     """
 
-    def __init__(self, root: str, size: int = 32, download: bool = False):
+    def __init__(self, root: str, size: int | None = 32, download: bool = False):
         self.root, self.size, self.download = root, size, download
 
     def split(self, name: str, classes: int) -> Inputs:
@@ -39,10 +39,12 @@ class GTSRB(ImageData):
         files = [(str(Path(path).relative_to(top)), label) for path, label in listed._samples]
         if name != "test":
             files = [(path, _label(path)) for path, _ in files if (_track(path) % HELD_OUT == 0) == (name == "val")]
-        return Files(files, top, classes, default_loader, v2.Resize([self.size, self.size]))
+        shape = v2.Identity() if self.size is None else v2.Resize([self.size, self.size])
+        return Files(files, top, classes, default_loader, shape)
 
     def describe(self) -> str:
-        return f"GTSRB, resized to {self.size}x{self.size}; one track in {HELD_OUT} of the training file validates"
+        size = "of their natural size" if self.size is None else f"resized to {self.size}x{self.size}"
+        return f"GTSRB, {size}; one track in {HELD_OUT} of the training file validates"
 
 
 def _label(path: str) -> int:

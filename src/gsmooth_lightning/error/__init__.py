@@ -1,7 +1,18 @@
 """Bounds on the interpolation error: how far a transformation is from being resolvable."""
 
-from gsmooth_lightning.error.base import Bound, ErrorBound
-from gsmooth_lightning.error.sampled import DistributionBound, ImageBound
+from gsmooth_lightning.error.assumed import AssumedBound
+from gsmooth_lightning.error.base import Bound, Conditions, ErrorBound
+from gsmooth_lightning.error.sampled import CalibratedBound, DistributionBound, ImageBound, PooledBound
 from gsmooth_lightning.error.stored import StoredBound
 
-__all__ = ["Bound", "DistributionBound", "ErrorBound", "ImageBound", "StoredBound"]
+__all__ = [
+    "AssumedBound",
+    "Bound",
+    "CalibratedBound",
+    "Conditions",
+    "DistributionBound",
+    "ErrorBound",
+    "ImageBound",
+    "PooledBound",
+    "StoredBound",
+]

@@ -1,19 +1,25 @@
 """The defect of a transformation, and the interface of its bounds."""
 
+import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gsmooth_lightning.errors import UncertifiableError
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Gaussian
+from gsmooth_lightning.smoothing.similarity import similarity_sigma
 from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.threat import Threat, TransformationThreat
-from gsmooth_lightning.transform import Additive
+from gsmooth_lightning.transform import Resolvable, Similarity, same
+
+SEARCHED = "the interpolation error was searched on sampled parameters, not maximised over all of them"
+"""What a bound by sampling takes for granted, unless it tries every parameter there is."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,7 @@ class Bound:
         alpha: probability that the statement itself is false.
         guarantee: "sound", "distributional" or "heuristic" (theory.md section 5).
         details: how it was made.
+        parts: bounds that hold for the parts of a partition at once, whose norm is `value`; without one, E alone.
     """
 
     value: float
@@ -33,33 +40,58 @@ class Bound:
     alpha: float
     guarantee: str
     details: dict[str, Any] = field(default_factory=dict)
+    parts: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", tuple(self.parts) or (self.value,))
+
+
+def norm_of(parts: tuple[float, ...]) -> float:
+    """The norm of a vector whose parts have these norms, rounded up."""
+    return parts[0] if len(parts) == 1 else math.hypot(*parts) * (1 + 1e-12)
 
 
 class ErrorBound(ABC):
-    """Bounds the defect of one image."""
+    """Bounds the defect of one image.
+
+    Attributes:
+        partition: into what parts the defect is split (see `smoothing.partition_masks`), None: one.
+        soft: rho is that of Theorem J', which the joint certificate alone may use.
+        free: E is 0, and nothing has to be paid for with pixel noise.
+    """
+
+    partition: str | None = None
+    soft: bool = False
+    free: bool = False
 
     def check(self, smoothed: SmoothedClassifier, threat: Threat) -> TransformationThreat:
         """Refuses a threat or classifier for which the defect has no meaning.
 
         Raises:
-            UncertifiableError: pixel threats, non-Gaussian laws, transformations whose parameters do not add.
+            UncertifiableError: pixel threats, non-Gaussian laws, transformations that are not resolvable.
         """
         if not isinstance(threat, TransformationThreat):
             raise UncertifiableError("error bounds belong to a transformation; certify pixel noise with certify=direct")
         mine, theirs = smoothed.transform, threat.transform
-        if not isinstance(mine, Additive) or type(mine) is not type(theirs):
+        if not isinstance(mine, Resolvable) or type(mine) is not type(theirs):
             raise UncertifiableError(
                 f"the classifier is smoothed over {mine.name}, the threat is {theirs.name}: smooth over the threat's "
                 "transformation (transform and threat must name the same one)"
             )
-        if mine.dim > 1:
+        law, noise = smoothed.law, smoothed.noise
+        if not isinstance(law, Gaussian) or not (isinstance(noise, Gaussian) or (noise is None and self.free)):
             raise UncertifiableError(
-                f"{mine.name} has {mine.dim} parameters; error bounds search one; use certify=direct"
+                "an interpolation error needs a Gaussian law and Gaussian pixel noise (Theorem J); use law=gaussian "
+                "and noise=gaussian"
             )
-        if not isinstance(smoothed.law, Gaussian) or not isinstance(smoothed.noise, Gaussian):
-            raise UncertifiableError("the joint certificate needs a Gaussian law and Gaussian noise (Theorem J)")
-        if smoothed.noise.cholesky is not None:
-            raise UncertifiableError("the joint certificate needs one sigma a pixel or one for all; use noise=gaussian")
+        if law.sigma.numel() not in (1, mine.dim):
+            raise UncertifiableError(
+                f"{mine.name} has {mine.dim} parameters ({', '.join(mine.units)}): law.sigma needs one number for each"
+            )
+        if isinstance(mine, Similarity):
+            similarity_sigma(law)  # refuses laws that a rotation changes
+        if noise is not None and noise.cholesky is not None:
+            raise UncertifiableError("the defect is measured with one sigma a pixel or one for all; use noise=gaussian")
         return threat
 
     @abstractmethod
@@ -69,27 +101,75 @@ class ErrorBound(ABC):
         """The bound for the clean image x, (c, h, w), as a procedure (see `rounds`)."""
 
 
+class Conditions:
+    """What a bound was made for: the classifier but for its network, and the threat."""
+
+    def __init__(self, smoothed: SmoothedClassifier, threat: TransformationThreat):
+        self.levels = smoothed.levels
+        parts: dict[str, nn.Module | None] = {"transform": smoothed.transform, "preprocess": smoothed.preprocess}
+        parts |= {"law": smoothed.law, "noise": smoothed.noise}
+        self.parts, self.threat = copy.deepcopy(parts), copy.deepcopy(threat)
+
+    def check(self, smoothed: SmoothedClassifier, threat: TransformationThreat) -> None:
+        """Refuses to use the bound for anything else; a smaller range of parameters is covered.
+
+        Raises:
+            UncertifiableError: another transformation, preprocessing, sigma or file format, or a wider range.
+        """
+        now = Conditions(smoothed, threat)
+        for name, made in self.parts.items():
+            other = now.parts[name]
+            if not (made is other is None) and (made is None or other is None or not same(made, other)):
+                raise UncertifiableError(
+                    f"the error bound was made for another {name}: {made}, not {other}; bound the error again"
+                )
+        old = self.threat
+        if not same(old.transform, threat.transform) or self.levels != smoothed.levels:
+            raise UncertifiableError("the error bound was made for another attack or grid; bound the error again")
+        if (old.saved, old.size, old.step) != (threat.saved, threat.size, threat.step):
+            raise UncertifiableError(f"the error bound was made for files {old.file()}; bound the error again")
+        ends = zip(old.lows, threat.lows, threat.highs, old.highs, strict=True)
+        if any(low < least or high > most for least, low, high, most in ends):
+            raise UncertifiableError(
+                f"the error bound was made for {old.describe()}, which does not hold the threat's range; lower the "
+                "threat's range, or bound the error again"
+            )
+
+
 @torch.inference_mode()
 def defect_norms(
-    smoothed: SmoothedClassifier, clean: Tensor, attacked: Tensor, gammas: Tensor, theta: Tensor
+    smoothed: SmoothedClassifier, clean: Tensor, attacked: Tensor, gammas: Tensor, theta: Tensor, masks: Tensor
 ) -> Tensor:
-    """max over gamma of ||psi(psi(x, gamma), theta) - psi(x, theta + gamma)||, (n,), in units of the noise.
+    """max over gamma of ||psi(psi(x, gamma), theta) - psi(x, resolve(gamma, theta))|| on each part, (n, k), in units of
+    the noise.
 
     Through the classifier's own preprocessing and rounding. One step of the grid at every pixel is added: the last bits
     of a row depend on its place in the batch, which moves a few pixels in a thousand by a step.
 
     Args:
         clean: x, (c, h, w).
-        attacked: the files psi(x, gamma) as saved, (k, c, h, w).
-        gammas: (k, 1).
-        theta: (n, 1) float64, rounded to float32 by the classifier only after gamma is added.
+        attacked: the files psi(x, gamma) as saved, (m, c, h, w).
+        gammas: (m, dim).
+        theta: (n, dim) float64, rounded to float32 by the classifier only after it is resolved.
+        masks: (k, c, h, w) parts of what the noise is added to.
     """
-    n = len(theta)
-    assert smoothed.noise is not None
-    step = float(smoothed.noise.gauge(torch.ones_like(clean)[None] / smoothed.levels))
-    worst = torch.zeros(n, dtype=torch.float64, device=theta.device)
+    worst = torch.zeros(len(theta), len(masks), dtype=torch.float64, device=theta.device)
     for file, gamma in zip(attacked, gammas, strict=True):
-        turned = smoothed.encode(file.expand(n, *file.shape), theta)
-        straight = smoothed.encode(clean.expand(n, *clean.shape), theta + gamma.double())
-        worst = torch.maximum(worst, smoothed.noise.gauge((turned - straight).mul_(1 / smoothed.levels)))
-    return worst + step
+        files, same_gamma = file.expand(len(theta), *file.shape), gamma.double().expand_as(theta)
+        worst = torch.maximum(worst, pair_norms(smoothed, clean, files, same_gamma, theta, masks))
+    return worst
+
+
+@torch.inference_mode()
+def pair_norms(
+    smoothed: SmoothedClassifier, clean: Tensor, attacked: Tensor, gammas: Tensor, theta: Tensor, masks: Tensor
+) -> Tensor:
+    """The same for one gamma, (n, dim), and its file, (n, c, h, w), for each theta."""
+    assert isinstance(smoothed.transform, Resolvable)
+    assert smoothed.noise is not None
+    turned = smoothed.encode(attacked, theta)
+    straight = smoothed.encode(clean.expand(len(theta), *clean.shape), smoothed.transform.resolve(gammas, theta))
+    defect = (turned - straight).mul_(1 / smoothed.levels)
+    step = torch.ones_like(defect[:1]) / smoothed.levels
+    gauge = smoothed.noise.gauge
+    return torch.stack([gauge(defect * mask) + gauge(step * mask) for mask in masks], 1)

@@ -4,7 +4,8 @@ The theorems need the bound for *every* gamma of the threat. A grid is all there
 finitely many (`threat.step`); otherwise the bound holds for the gammas tried, and says so: `heuristic`.
 """
 
-from collections.abc import Generator, Iterable
+from abc import abstractmethod
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,16 +14,35 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
-from gsmooth_lightning.confidence import betting_upper, check_alpha, clopper_pearson_lower, clopper_pearson_upper
-from gsmooth_lightning.error.base import Bound, ErrorBound, defect_norms
+from gsmooth_lightning.confidence import (
+    betting_lower,
+    betting_upper,
+    check_alpha,
+    clopper_pearson_lower,
+    clopper_pearson_upper,
+)
+from gsmooth_lightning.error.base import (
+    SEARCHED,
+    Bound,
+    Conditions,
+    ErrorBound,
+    defect_norms,
+    norm_of,
+    pair_norms,
+)
 from gsmooth_lightning.errors import RequestError
-from gsmooth_lightning.rounds import Job, run_rounds
+from gsmooth_lightning.rounds import Job
 from gsmooth_lightning.smoothed import SmoothedClassifier
+from gsmooth_lightning.smoothing.partition import check_partition, partition_masks
 from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.threat import TransformationThreat
 
 UP = 1 + 1e-6
 """Allowance for float32 when a measured norm becomes a bound."""
+
+Sampled = Generator[list[Job], list[Tensor], np.ndarray]
+
+# ---------------------------------------------------------------- draws
 
 
 def sample_defects(
@@ -33,21 +53,61 @@ def sample_defects(
     stage: str,
     draws: int,
     points: int,
-) -> Generator[list[Job], list[Tensor], np.ndarray]:
-    """Worst defect over the searched gammas for each of `draws` parameters theta ~ law, as a procedure: (draws,)."""
+    partition: str | None = None,
+) -> Sampled:
+    """Worst defect over the searched gammas for each of `draws` parameters theta ~ law, as a procedure: (draws, parts),
+    rounded up."""
     gammas = threat.parameters(points)[0].to(x.device)
     with torch.inference_mode():
         attacked = threat.apply(x.expand(len(gammas), *x.shape), gammas)
+    masks = _masks(smoothed, x, partition)
 
     def block(b: int) -> Tensor:
         theta = smoothed.draw_parameters(stream.at(stage, b, x.device), smoothed.block)
-        return defect_norms(smoothed, x, attacked, gammas, theta)
+        return defect_norms(smoothed, x, attacked, gammas, theta, masks)
 
+    return (yield from _in_blocks(smoothed, stream, draws, block))
+
+
+def sample_pairs(
+    smoothed: SmoothedClassifier,
+    threat: TransformationThreat,
+    x: Tensor,
+    stream: Stream,
+    stage: str,
+    draws: int,
+    partition: str | None = None,
+) -> Sampled:
+    """Defects at `draws` independent theta ~ law and gamma uniform in the threat's box, as a procedure: (draws, parts),
+    rounded up."""
+    lows, highs = (torch.tensor(ends, dtype=torch.float64, device=x.device) for ends in (threat.lows, threat.highs))
+    listed = None if threat.step is None else threat.parameters(2)[0].to(x.device)  # every multiple of the step
+    masks = _masks(smoothed, x, partition)
+
+    def block(b: int) -> Tensor:
+        source = stream.at(stage, b, x.device)
+        theta = smoothed.draw_parameters(source, smoothed.block)
+        uniform = source.uniform(smoothed.block, len(lows))
+        gammas = lows + (highs - lows) * uniform if listed is None else listed[(uniform[:, 0] * len(listed)).long()]
+        files = threat.apply(x.expand(smoothed.block, *x.shape), gammas.float())
+        return pair_norms(smoothed, x, files, gammas.float().double(), theta, masks)
+
+    return (yield from _in_blocks(smoothed, stream, draws, block))
+
+
+def _masks(smoothed: SmoothedClassifier, x: Tensor, partition: str | None) -> Tensor:
+    return partition_masks(partition, smoothed.encoded_shape(x)).to(x.device)
+
+
+def _in_blocks(smoothed: SmoothedClassifier, stream: Stream, draws: int, block: Callable[[int], Tensor]) -> Sampled:
     blocks = yield [partial(block, b) for b in range(-(-draws // smoothed.block))]
-    norms = torch.cat(blocks)[:draws].cpu().numpy()
+    norms = torch.cat(blocks)[:draws].cpu().numpy() * UP
     if not np.isfinite(norms).all():
         raise RequestError(f"image {stream.image} has a defect that is not a number; check the preprocessing steps")
     return norms
+
+
+# ---------------------------------------------------------------- what draws show
 
 
 def soft_excess(norms: np.ndarray, value: float) -> np.ndarray:
@@ -55,23 +115,56 @@ def soft_excess(norms: np.ndarray, value: float) -> np.ndarray:
     return 2 * norm.cdf(np.maximum(norms - value, 0) / 2) - 1
 
 
-SEARCHED = "the interpolation error was searched on sampled parameters, not maximised over all of them"
-"""What a bound by sampling takes for granted, unless it tries every parameter there is."""
+def beyond(norms: np.ndarray, parts: Sequence[float]) -> np.ndarray:
+    """Which draws, (..., parts), have a part beyond its bound: (...)."""
+    return np.asarray((norms > np.asarray(parts)).any(-1))
 
 
-class ImageBound(ErrorBound):
-    """E and rho for this clean image (DistSPT^x; Theorem J, or J' with soft=True).
+def largest_rho(norms: np.ndarray, parts: Sequence[float], alpha: float, soft: bool) -> np.ndarray:
+    """Upper bound of rho at level alpha from draws (..., n, parts): of the mass beyond, or of its soft form."""
+    if soft:
+        return betting_upper(soft_excess(norms[..., 0], parts[0]), alpha)
+    return clopper_pearson_upper(beyond(norms, parts).sum(-1), norms.shape[-2], alpha)
 
-    E is a quantile of `choose` defects; rho is bounded at level alpha on `draws` other ones: by Clopper-Pearson on the
-    fraction beyond E, or, soft, by a betting bound on the mean cost of the excess.
+
+class SampledBound(ErrorBound):
+    """What bounds by sampling have in common.
 
     Args:
-        draws: parameters theta that bound rho.
-        choose: parameters theta that choose E.
+        draws: parameters theta that bound rho, for an image.
         points: gammas searched when the threat is continuous.
+        alpha: probability that the bound is none; added to that of the votes.
+        soft: the soft rho of Theorem J', for certify=joint.
+        partition: "halves", "quadrants", "channels" (one E for each part), or None.
+    """
+
+    def __init__(self, draws: int, points: int, alpha: float, soft: bool, partition: str | None):
+        if min(draws, points) < 2:
+            raise RequestError(f"error.draws and error.points must be at least 2, got {draws} and {points}")
+        check_alpha(alpha)
+        check_partition(partition)
+        if soft and partition is not None:
+            raise RequestError(
+                "the soft rho is of one E for the whole image; set error.soft=false or error.partition=null"
+            )
+        self.draws, self.points, self.alpha, self.soft, self.partition = draws, points, alpha, soft, partition
+
+    def statement(self, threat: TransformationThreat, guarantee: str) -> tuple[str, dict[str, Any]]:
+        """The guarantee when every gamma there is was tried; otherwise `heuristic`, and why."""
+        exhaustive = threat.parameters(self.points)[1]
+        return (guarantee, {}) if exhaustive else ("heuristic", {"rests_on": SEARCHED})
+
+
+class ImageBound(SampledBound):
+    """E and rho for this clean image (DistSPT^x; Theorem J, or J' with soft=True).
+
+    E is a quantile of `choose` defects, one for each part; rho is bounded at level alpha on `draws` other ones: by
+    Clopper-Pearson on the fraction beyond E, or, soft, by a betting bound on the mean cost of the excess.
+
+    Args:
+        draws, points, alpha, soft, partition: see `SampledBound`.
+        choose: parameters theta that choose E.
         quantile: of the defects, where E is put. With soft=True low quantiles pay (.9); otherwise rho must stay small.
-        alpha: probability that rho is not a bound; added to that of the votes.
-        soft: the soft rho of Theorem J'.
     """
 
     def __init__(
@@ -82,39 +175,83 @@ class ImageBound(ErrorBound):
         quantile: float = 0.9,
         alpha: float = 1e-4,
         soft: bool = True,
+        partition: str | None = None,
     ):
-        if min(draws, choose, points) < 2:
-            raise RequestError(
-                f"error.draws, error.choose and error.points must be at least 2, got {draws}, {choose} and {points}"
-            )
-        check_alpha(alpha)
+        super().__init__(draws, points, alpha, soft, partition)
+        if choose < 2:
+            raise RequestError(f"error.choose must be at least 2, got {choose}")
         if not 0 <= quantile <= 1:
             raise RequestError(f"error.quantile must lie between 0 and 1, got {quantile}")
-        self.draws, self.choose, self.points = draws, choose, points
-        self.quantile, self.alpha, self.soft = quantile, alpha, soft
+        self.choose, self.quantile = choose, quantile
 
     def procedure(
         self, smoothed: SmoothedClassifier, threat: TransformationThreat, x: Tensor, stream: Stream
     ) -> Generator[Any, Any, Bound]:
-        chosen = yield from sample_defects(smoothed, threat, x, stream, "error-choose", self.choose, self.points)
-        value = float(np.quantile(chosen, self.quantile, method="higher")) * UP
-        fresh = yield from sample_defects(smoothed, threat, x, stream, "error-bound", self.draws, self.points)
-        if self.soft:
-            rho = betting_upper(soft_excess(fresh * UP, value), self.alpha)
-        else:
-            rho = clopper_pearson_upper((fresh * UP > value).sum(), self.draws, self.alpha)
-        exhaustive = threat.parameters(self.points)[1]
-        return Bound(
-            value,
-            float(rho),
-            self.alpha,
-            "sound" if exhaustive else "heuristic",
-            {"draws": self.draws, "largest": float(max(chosen.max(), fresh.max())), "soft": self.soft}
-            | ({} if exhaustive else {"rests_on": SEARCHED}),
-        )
+        sample = partial(sample_defects, smoothed, threat, x, stream, points=self.points, partition=self.partition)
+        chosen = yield from sample("error-choose", self.choose)
+        parts = tuple(np.quantile(chosen, self.quantile, axis=0, method="higher").tolist())
+        fresh = yield from sample("error-bound", self.draws)
+        rho = largest_rho(fresh, parts, self.alpha, self.soft)
+        guarantee, rests_on = self.statement(threat, "sound")
+        largest = float(max(chosen.max(), fresh.max()))
+        details = {"draws": self.draws, "largest": largest, "soft": self.soft} | rests_on
+        return Bound(norm_of(parts), float(rho), self.alpha, guarantee, details, parts)
 
 
-class DistributionBound(ErrorBound):
+class CalibratedBound(SampledBound):
+    """One bound for all images, from calibration images that are never certified.
+
+    `measure` each of them, `fit` the bound to what was measured; it may then be used under these conditions and no
+    others.
+
+    Attributes:
+        calibration: number of images, drawn at random from the data's distribution by the caller.
+    """
+
+    def __init__(self, calibration: int, draws: int, points: int, alpha: float, soft: bool, partition: str | None):
+        super().__init__(draws, points, alpha, soft, partition)
+        if not isinstance(calibration, int) or calibration < 4:
+            raise RequestError(f"error.calibration must be at least 4 images, got {calibration}")
+        self.calibration = calibration
+        self.fitted: tuple[Bound, Conditions] | None = None
+
+    @abstractmethod
+    def measure(self, smoothed: SmoothedClassifier, threat: TransformationThreat, x: Tensor, stream: Stream) -> Sampled:
+        """Defects of a calibration image, (draws, parts), as a procedure."""
+
+    @abstractmethod
+    def conclude(self, norms: np.ndarray, threat: TransformationThreat) -> Bound:
+        """The bound from the defects of all calibration images, (images, draws, parts)."""
+
+    def fit(
+        self, norms: Mapping[int, Sequence[Any]], smoothed: SmoothedClassifier, threat: TransformationThreat
+    ) -> Bound:
+        """Fits the bound to the measured defects of the calibration images, by index.
+
+        Raises:
+            RequestError: another number of images than `calibration`.
+        """
+        if len(norms) != self.calibration:
+            raise RequestError(
+                f"the bound needs its {self.calibration} calibration images, and {len(norms)} were measured; finish "
+                "`gsmooth bound`, or lower error.calibration to the number of training images"
+            )
+        bound = self.conclude(np.array([norms[i] for i in sorted(norms)], dtype=float), threat)
+        self.fitted = bound, Conditions(smoothed, threat)
+        return bound
+
+    def procedure(
+        self, smoothed: SmoothedClassifier, threat: TransformationThreat, x: Tensor, stream: Stream
+    ) -> Generator[Any, Any, Bound]:
+        if self.fitted is None:
+            raise RequestError("fit the bound on calibration images before certifying with it")
+        bound, conditions = self.fitted
+        conditions.check(smoothed, threat)
+        return bound
+        yield  # a procedure without jobs
+
+
+class DistributionBound(CalibratedBound):
     """One E for a fraction q_E of all images (DistSPT^D).
 
     q_E = P_x( P_theta( max_gamma ||defect|| <= E ) >= 1 - rho ). E is chosen on one half of the calibration images. On
@@ -122,12 +259,12 @@ class DistributionBound(ErrorBound):
     probability up to alpha_inner, so q_E >= (CP_outer - alpha_inner) / (1 - alpha_inner) (theory.md section 5).
 
     Args:
-        calibration: number of calibration images; the caller draws them at random from the data's distribution.
-        draws, points: as in `ImageBound`, for each calibration image.
-        quantile: of the images' own (1 - rho/2)-quantiles, where E is put.
-        rho: mass of parameters allowed beyond E.
+        calibration, draws, points, partition: see `CalibratedBound`.
+        quantile: of the images' own (1 - rho/2)-quantiles, where E is put; with soft=True of their .9-quantiles.
+        rho: mass of parameters allowed beyond E, or the soft rho allowed.
         alpha: probability that q_E is not a bound (a one-time failure).
         alpha_inner: level of the inner tests.
+        soft: the inner test is of the soft rho (Theorem J').
     """
 
     def __init__(
@@ -139,60 +276,80 @@ class DistributionBound(ErrorBound):
         rho: float = 0.02,
         alpha: float = 1e-4,
         alpha_inner: float = 1e-3,
+        soft: bool = False,
+        partition: str | None = None,
     ):
-        for name, level in (("quantile", quantile), ("rho", rho), ("alpha", alpha), ("alpha_inner", alpha_inner)):
+        super().__init__(calibration, draws, points, alpha, soft, partition)
+        for name, level in (("quantile", quantile), ("rho", rho), ("alpha_inner", alpha_inner)):
             if not 0 < level < 1:
                 raise RequestError(f"error.{name} must lie between 0 and 1, got {level}")
-        if float(clopper_pearson_upper(0, draws, alpha_inner)) > rho:
+        best = float(largest_rho(np.zeros((draws, 1)), (1.0,), alpha_inner, soft))
+        if best > rho:
             raise RequestError(
-                f"no image can pass the inner test: {draws} draws show at best rho = "
-                f"{float(clopper_pearson_upper(0, draws, alpha_inner)):.4f}; raise error.draws or error.rho"
+                f"no image can pass the inner test: {draws} draws show at best rho = {best:.4f}; raise error.draws or "
+                "error.rho"
             )
-        if calibration < 4:
-            raise RequestError(f"error.calibration must be at least 4 images, got {calibration}")
-        self.calibration = calibration
-        self.draws, self.points, self.quantile, self.rho = draws, points, quantile, rho
-        self.alpha, self.alpha_inner = alpha, alpha_inner
-        self.bound: Bound | None = None
+        self.quantile, self.rho, self.alpha_inner = quantile, rho, alpha_inner
 
-    def fit(
-        self,
-        smoothed: SmoothedClassifier,
-        threat: TransformationThreat,
-        images: Iterable[tuple[int, Tensor]],
-        seed: int,
-    ) -> Bound:
-        """Chooses E and bounds q_E on calibration images (prepared by the threat), which are never certified."""
-        procedures = (
-            (i, sample_defects(smoothed, threat, x, Stream(seed, i), "error-bound", self.draws, self.points))
-            for i, x in images
-        )
-        device = next(smoothed.buffers()).device
-        norms = {i: d for i, d, _ in run_rounds(procedures, device)}
-        if len(norms) < 2:
-            raise RequestError("a bound for the distribution needs calibration images: one half for E, one for q_E")
-        rows = np.stack([norms[i] for i in sorted(norms)]) * UP
-        choose, test = rows[::2], rows[1::2]
-        own = np.quantile(choose, 1 - self.rho / 2, axis=1, method="higher")
-        value = float(np.quantile(own, self.quantile, method="higher"))
-        beyond = clopper_pearson_upper((test > value).sum(1), self.draws, self.alpha_inner)
-        outer = float(clopper_pearson_lower(int((beyond <= self.rho).sum()), len(test), self.alpha))
+    def measure(self, smoothed: SmoothedClassifier, threat: TransformationThreat, x: Tensor, stream: Stream) -> Sampled:
+        return sample_defects(smoothed, threat, x, stream, "error-bound", self.draws, self.points, self.partition)
+
+    def conclude(self, norms: np.ndarray, threat: TransformationThreat) -> Bound:
+        choose, test = norms[::2], norms[1::2]
+        own = np.quantile(choose, 0.9 if self.soft else 1 - self.rho / 2, axis=1, method="higher")  # (images, parts)
+        parts = tuple(np.quantile(own, self.quantile, axis=0, method="higher").tolist())
+        passed = largest_rho(test, parts, self.alpha_inner, self.soft) <= self.rho
+        outer = float(clopper_pearson_lower(int(passed.sum()), len(test), self.alpha))
         q = max(0.0, (outer - self.alpha_inner) / (1 - self.alpha_inner))
-        exhaustive = threat.parameters(self.points)[1]
-        self.bound = Bound(
-            value,
-            self.rho,
-            self.alpha,
-            "distributional" if exhaustive else "heuristic",
-            {"q_E": q, "images": len(rows), "draws": self.draws, "soft": False}
-            | ({} if exhaustive else {"rests_on": SEARCHED}),
-        )
-        return self.bound
+        guarantee, rests_on = self.statement(threat, "distributional")
+        details = {"q_E": q, "images": len(norms), "draws": self.draws, "soft": self.soft} | rests_on
+        return Bound(norm_of(parts), self.rho, self.alpha, guarantee, details, parts)
 
-    def procedure(
-        self, smoothed: SmoothedClassifier, threat: TransformationThreat, x: Tensor, stream: Stream
-    ) -> Generator[Any, Any, Bound]:
-        if self.bound is None:
-            raise RequestError("fit the distribution bound on calibration images before certifying with it")
-        return self.bound
-        yield  # a procedure without jobs
+
+POOLED = (
+    "E is pooled over images and over an attacker who draws gamma at random: it says nothing about one image, nor "
+    "about an attacker who chooses"
+)
+
+
+class PooledBound(CalibratedBound):
+    """Fischer et al. 2020, section 6 and Tables 1 and 4: P_{theta, gamma, x}( ||defect|| <= E ) >= q_E, with gamma
+    uniform over the threat's range. rho = 1 - q_E.
+
+    Heuristic: no statement about this image, nor about the worst gamma. q_E is a betting bound on the mean over images
+    of the fraction of their draws within E, so that the draws of one image need not be independent.
+
+    Args:
+        calibration, draws, partition, alpha: see `CalibratedBound`.
+        value: E in units of the noise, one number or one for each part; None puts it at `quantile` of the draws on one
+            half of the images, and bounds q_E on the other.
+        quantile: see `value`.
+    """
+
+    def __init__(
+        self,
+        calibration: int = 1000,
+        draws: int = 64,
+        value: float | Sequence[float] | None = None,
+        quantile: float = 0.99,
+        alpha: float = 1e-3,
+        partition: str | None = None,
+    ):
+        super().__init__(calibration, draws, 2, alpha, False, partition)
+        if not 0 <= quantile <= 1:
+            raise RequestError(f"error.quantile must lie between 0 and 1, got {quantile}")
+        self.value, self.quantile = value, quantile
+
+    def measure(self, smoothed: SmoothedClassifier, threat: TransformationThreat, x: Tensor, stream: Stream) -> Sampled:
+        return sample_pairs(smoothed, threat, x, stream, "error-bound", self.draws, self.partition)
+
+    def conclude(self, norms: np.ndarray, threat: TransformationThreat) -> Bound:
+        if self.value is None:
+            choose, norms = norms[::2], norms[1::2]
+            flat = choose.reshape(-1, choose.shape[-1])
+            parts = tuple(np.quantile(flat, self.quantile, axis=0, method="higher").tolist())
+        else:
+            parts = tuple(np.broadcast_to(np.asarray(self.value, dtype=float), norms.shape[-1:]).tolist())
+        q = float(betting_lower(1.0 - beyond(norms, parts).mean(-1), self.alpha))
+        details = {"q_E": q, "images": len(norms), "draws": self.draws, "soft": False, "rests_on": POOLED}
+        return Bound(norm_of(parts), 1 - q, self.alpha, "heuristic", details, parts)

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gsmooth_lightning.error.base import Bound, ErrorBound
+from gsmooth_lightning.error.base import Bound, Conditions, ErrorBound
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.stream import Stream, content_digest
@@ -16,16 +16,20 @@ class StoredBound(ErrorBound):
     """The bounds of a store, by image.
 
     Args:
-        records: of a store written by `gsmooth bound`; the caller checks that it belongs to the same classifier.
+        records: of a store written by `gsmooth bound`.
+        conditions: what they were made for.
+        made_by: the bound that made them.
     """
 
-    def __init__(self, records: Iterable[dict[str, Any]]):
-        fields = ("value", "rho", "alpha", "guarantee", "details")
-        self.bounds = {r["index"]: (r["input"], Bound(**{f: r[f] for f in fields})) for r in records}
+    def __init__(self, records: Iterable[dict[str, Any]], conditions: Conditions, made_by: ErrorBound):
+        fields = ("value", "rho", "alpha", "guarantee", "details", "parts")
+        self.bounds = {r["index"]: (r["input"], Bound(**{f: r[f] for f in fields if f in r})) for r in records}
+        self.conditions, self.partition, self.soft = conditions, made_by.partition, made_by.soft
 
     def procedure(
         self, smoothed: SmoothedClassifier, threat: TransformationThreat, x: Tensor, stream: Stream
     ) -> Generator[Any, Any, Bound]:
+        self.conditions.check(smoothed, threat)
         if stream.image not in self.bounds:
             raise RequestError(f"the bounds have none for image {stream.image}; run `gsmooth bound` on the same images")
         made_for, bound = self.bounds[stream.image]

@@ -8,7 +8,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from gsmooth_lightning.data import Files, ImageData, Inputs, subset
 from gsmooth_lightning.errors import RequestError
@@ -19,7 +19,8 @@ MOST_WORKERS = 8
 class ImageDataModule(pl.LightningDataModule):
     """Train, val and predict loaders; items are (input, label, index).
 
-    Predict visits a deterministic subset of one split, without the images that are done already.
+    Predict visits a deterministic subset of one split, without the images that are done already; in a batch of images
+    of different sizes they come as a list. Training and validation refuse different sizes.
 
     Args:
         dataset: where images come from.
@@ -88,13 +89,39 @@ class ImageDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         data = self.split("val")
-        return Loader(data, batch_size=self.batch_size, num_workers=self._workers(data))
+        return Loader(data, batch_size=self.batch_size, num_workers=self._workers(data), collate_fn=of_one_size)
 
     def predict_dataloader(self) -> DataLoader:
         visited = self.visited
         todo = [i for i in visited.indices if i not in self.done]
         workers = self._workers(self.split(self.split_name))
-        return Loader(Subset(visited.dataset, todo), batch_size=self.in_flight, num_workers=workers)
+        data = Subset(visited.dataset, todo)
+        return Loader(data, batch_size=self.in_flight, num_workers=workers, collate_fn=of_any_size)
+
+
+Item = tuple[Tensor, int, int]
+
+
+def of_any_size(items: list[Item]) -> list[Any]:
+    """A batch [inputs, labels, indices]; inputs of different shapes are a list."""
+    inputs, labels, indices = zip(*items, strict=True)
+    if len({x.shape for x in inputs}) == 1:
+        return default_collate(items)
+    return [list(inputs), default_collate(list(labels)), default_collate(list(indices))]
+
+
+def of_one_size(items: list[Item]) -> list[Any]:
+    """A batch [inputs, labels, indices].
+
+    Raises:
+        RequestError: inputs of different shapes.
+    """
+    if len(shapes := {tuple(x.shape) for x, _, _ in items}) > 1:
+        raise RequestError(
+            f"inputs of different shapes, such as {' and '.join(map(str, sorted(shapes)[:2]))}, make no batch to train "
+            "on; set data.dataset.size, or shape them in data.augment"
+        )
+    return default_collate(items)
 
 
 def until_failure(batches: Iterator[Any]) -> Iterator[Any]:
@@ -127,7 +154,7 @@ class SeededLoader(Loader):
     """
 
     def __init__(self, data: Dataset, seed: Callable[[], tuple[int, ...]], batch_size: int, workers: int):
-        super().__init__(data, batch_size=batch_size, shuffle=True, num_workers=workers)
+        super().__init__(data, batch_size=batch_size, shuffle=True, num_workers=workers, collate_fn=of_one_size)
         self.seed = seed
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]

@@ -2,12 +2,13 @@
 
 from gsmooth_lightning.model.audio import MFCCNet
 from gsmooth_lightning.model.checkpoint import file_hash, load_weights
-from gsmooth_lightning.model.cnn import SmallCNN, WienerBank, deblurring_cnn
+from gsmooth_lightning.model.cnn import BandLimit, SmallCNN, WienerBank, deblurring_cnn, lowpass_cnn
 from gsmooth_lightning.model.fused import fused
 from gsmooth_lightning.model.pretrained import Normalize, timm_model, torchvision_model
 from gsmooth_lightning.model.resnet import CifarResNet, cifar_resnet, small_resnet18
 
 __all__ = [
+    "BandLimit",
     "CifarResNet",
     "MFCCNet",
     "Normalize",
@@ -18,6 +19,7 @@ __all__ = [
     "file_hash",
     "fused",
     "load_weights",
+    "lowpass_cnn",
     "small_resnet18",
     "timm_model",
     "torchvision_model",

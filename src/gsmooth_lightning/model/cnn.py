@@ -45,6 +45,30 @@ class SmallCNN(nn.Module):
         return self.head(self.features(x))
 
 
+class BandLimit(nn.Module):
+    """Drops Fourier modes above `bandwidth` on each side, and samples what is left on a grid of side x side points:
+    (n, c, size, size) -> (n, c, side, side).
+
+    White noise of sigma becomes noise of sigma (2 bandwidth + 1) / size; images without such modes lose nothing.
+
+    Args:
+        size, side: of the image, and of the result, at least 2 bandwidth + 1.
+        bandwidth: in cycles per side.
+    """
+
+    rows: Tensor
+
+    def __init__(self, size: int, side: int, bandwidth: int):
+        super().__init__()
+        points = (torch.arange(side, dtype=torch.float64) + 0.5) * size / side - 0.5
+        phase = 2 * math.pi / size * (points[:, None] - torch.arange(size))  # (side, size)
+        rows = 1 + 2 * torch.stack([torch.cos(f * phase) for f in range(1, bandwidth + 1)]).sum(0)
+        self.register_buffer("rows", (rows / size).float(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rows @ x @ self.rows.T
+
+
 class WienerBank(nn.Module):
     """The image, and what it may have been before a Gaussian blur of each of some variances, as channels of mean 0 and
     variance 1: (n, c, h, w) -> (n, c (1 + k), h, w).
@@ -77,6 +101,19 @@ class WienerBank(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         coefficients = (self.rows @ x @ self.columns.T)[:, :, None] * self.filters  # (n, c, 1 + k, h, w)
         return self.norm((self.rows.T @ coefficients @ self.columns).flatten(1, 2))
+
+
+def lowpass_cnn(
+    channels: int = 1,
+    size: int = 28,
+    classes: int = 10,
+    bandwidth: int = 5,
+    side: int = 14,
+    widths: Sequence[int] = (32, 64),
+    hidden: int = 128,
+) -> nn.Sequential:
+    """A `SmallCNN` behind a `BandLimit`: for images that preprocessing has low-passed, under much pixel noise."""
+    return nn.Sequential(BandLimit(size, side, bandwidth), SmallCNN(channels, side, classes, widths, hidden))
 
 
 def deblurring_cnn(

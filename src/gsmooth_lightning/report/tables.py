@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from gsmooth_lightning.confidence import proportion_interval
+from gsmooth_lightning.error import Bound
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.report.curves import Record, certified, certified_accuracy, envelope, largest, units
 from gsmooth_lightning.threat import Threat, TransformationThreat
@@ -123,15 +124,13 @@ def certificate_rows(
     return rows
 
 
-def attack_rows(records: Sequence[Record], certificates: Sequence[Record]) -> dict[str, str]:
-    """The lines of an attack, with its contradictions of certificates on the same images."""
+def attack_rows(records: Sequence[Record], certificates: Sequence[Record], attack: str) -> dict[str, str]:
+    """The lines of an attack of that name, with its contradictions of certificates on the same images."""
     n = len(records)
     by_index = {c["index"]: c for c in certificates}
     rows = {
-        "attacked accuracy, base (worst of k)": share(sum(_survives(r["base"], r["label"]) for r in records), n),
-        "attacked accuracy, smoothed (worst of k)": share(
-            sum(_survives(r["smoothed"], r["label"]) for r in records), n
-        ),
+        f"attacked accuracy, base ({attack})": share(sum(_survives(r["base"], r["label"]) for r in records), n),
+        f"attacked accuracy, smoothed ({attack})": share(sum(_survives(r["smoothed"], r["label"]) for r in records), n),
     }
     if any("top_k" in c for c in certificates):
         raise RequestError("an attack's one prediction says nothing about the k most probable; report them apart")
@@ -140,32 +139,36 @@ def attack_rows(records: Sequence[Record], certificates: Sequence[Record]) -> di
         if any(r["input"] != by_index[r["index"]]["input"] for r in common):
             raise RequestError("the attack and the certificates are of other images; report them apart")
         broken = sum(contradictions(r, by_index[r["index"]]) > 0 for r in common)
-        rows["certificates contradicted by the attack"] = f"{broken} of {len(common)} attacked"
+        rows[f"certificates contradicted by the attack ({attack})"] = f"{broken} of {len(common)} attacked"
     return rows
 
 
 def contradictions(attacked: Record, certificate: Record) -> int:
-    """Attacks inside a certified radius that changed the smoothed prediction."""
+    """Attacks inside a certified radius that changed the smoothed prediction; an attack's parameters are float32."""
     if certificate["prediction"] == -1:
         return 0
     return sum(
-        distance <= certificate["radius"] and predicted != certificate["prediction"]
+        distance <= certificate["radius"] * (1 + 1e-6) and predicted != certificate["prediction"]
         for distance, predicted in zip(attacked["distances"], attacked["smoothed"], strict=True)
     )
 
 
-def bound_rows(records: Sequence[Record], threat: Threat, images: str, source: str) -> dict[str, str]:
-    """Quantiles of the error bounds of a run, in units of the pixel noise's sigma."""
-    values, rho = np.array([r["value"] for r in records]), np.array([r["rho"] for r in records])
-    largest = np.array([r["details"].get("largest", np.nan) for r in records])
+def bound_rows(
+    records: Sequence[Record], threat: Threat, images: str, source: str, sigma: float = 1.0
+) -> dict[str, str]:
+    """Quantiles of the error bounds of a run, in l2; sigma: of the noise, in whose units records keep them."""
+    parts = sigma * np.array([r.get("parts") or [r["value"]] for r in records])  # (images, parts)
+    rho = np.array([r["rho"] for r in records])
+    largest = sigma * np.array([r["details"].get("largest", np.nan) for r in records])
     rows = {
         "images": f"{len(records)} ({images})",
         "data": source,
-        "inputs": f"{threat.inputs}; E in units of the noise's sigma",
+        "inputs": f"{threat.inputs}; E in l2, sigma {sigma:g}",
     }
     for level in (0.5, 0.9, 0.99, 1.0):
-        rows[f"E, {level:.0%} quantile over images"] = f"{np.quantile(values, level):.4f}"
+        rows[f"E, {level:.0%} quantile over images"] = _numbers(np.quantile(parts, level, axis=0))
     rows |= {
+        "mean E": _numbers(parts.mean(0)),
         "largest defect seen": f"{largest.max():.4f}",
         "rho, median and largest": f"{np.median(rho):.4g}, {rho.max():.4g}",
         "alpha_E an image": f"{max(r['alpha'] for r in records):g}",
@@ -175,6 +178,39 @@ def bound_rows(records: Sequence[Record], threat: Threat, images: str, source: s
         "seconds an image": f"{np.mean([r['seconds'] for r in records]):.3f}",
     }
     return rows
+
+
+def calibrated_rows(
+    norms: np.ndarray, bound: Bound | None, threat: Threat, images: str, source: str, seconds: float, sigma: float
+) -> dict[str, str]:
+    """Defects on calibration images (images, draws, parts), and the bound for all images that they show, in l2; sigma:
+    of the noise, in whose units they are given. Columns of Fischer et al. 2020, Tables 1 and 4, and of the SPT slides'
+    Table 11 (the largest observed error). None: the run is not finished."""
+    flat = sigma * norms.reshape(-1, norms.shape[-1])
+    rows = {
+        "images": f"{len(norms)} ({images}), {norms.shape[1]} draws each",
+        "data": source,
+        "inputs": f"{threat.inputs}; E in l2, sigma {sigma:g}",
+    }
+    if bound is not None:
+        rows["E"] = _numbers(sigma * np.array(bound.parts))
+        rows["rho"] = f"{bound.rho:.4g}"
+        rows["fraction that E covers (q_E)"] = f"at least {bound.details['q_E']:.4f}"
+        rows["alpha_E, once"] = f"{bound.alpha:g}"
+    for level in (0.5, 0.9, 0.99, 0.999):
+        rows[f"defect, {level:.1%} quantile"] = _numbers(np.quantile(flat, level, axis=0))
+    rows |= {"largest defect seen": _numbers(flat.max(0)), "threat": threat.describe()}
+    if bound is not None:
+        rows |= {
+            "guarantee": f"{bound.guarantee}: {MEANING[bound.guarantee]}",
+            **rests_on([{"details": bound.details}]),
+        }
+    return rows | {"seconds an image": f"{seconds:.3f}"}
+
+
+def _numbers(values: np.ndarray) -> str:
+    """One number for each part."""
+    return ", ".join(f"{value:.4f}" for value in values)
 
 
 def rests_on(records: Sequence[Record]) -> dict[str, str]:

@@ -6,6 +6,7 @@ from gsmooth_lightning.smoothing.folded_normal import FoldedNormal
 from gsmooth_lightning.smoothing.gaussian import Gaussian
 from gsmooth_lightning.smoothing.laplace import Laplace
 from gsmooth_lightning.smoothing.mixed_norm import MixedL1, MixedL2, MixedLinf
+from gsmooth_lightning.smoothing.partition import gaussian_by_part, partition_masks
 from gsmooth_lightning.smoothing.product import Product
 from gsmooth_lightning.smoothing.rayleigh import Rayleigh
 from gsmooth_lightning.smoothing.uniform import Uniform
@@ -22,4 +23,6 @@ __all__ = [
     "Product",
     "Rayleigh",
     "Uniform",
+    "gaussian_by_part",
+    "partition_masks",
 ]

@@ -1,15 +1,19 @@
-"""`gsmooth attack`: the worst of k parameters against the base and the smoothed classifier."""
+"""`gsmooth attack`: a search of the worst parameters against the base and the smoothed classifier."""
 
+import inspect
+from functools import partial
 from pathlib import Path
 
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from gsmooth_lightning.attack import check_effort
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.lit import AttackModule
+from gsmooth_lightning.model import load_weights
+from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.tasks.launch import command
 from gsmooth_lightning.tasks.report import show
-from gsmooth_lightning.tasks.setup import prepare
+from gsmooth_lightning.tasks.setup import prepare, seeded_network
 from gsmooth_lightning.threat import TransformationThreat
 
 
@@ -18,9 +22,16 @@ def attack(cfg: DictConfig) -> Path:
     run = prepare(cfg, "attack", ("attack",))
     if not isinstance(run.threat, TransformationThreat):
         raise RequestError("this attack searches a transformation's parameters; use threat=rotation")
-    check_effort(cfg.attack.k, cfg.attack.n)
+    search, device = instantiate(cfg.attack), run.trainer.strategy.root_device
+    if "network" in inspect.signature(search).parameters:  # gradients need the plain network, `prepare` compiles it
+        network = seeded_network(cfg)
+        load_weights(network, cfg.checkpoint)
+        search = partial(search, network=network.to(device).eval().requires_grad_(False))
+    image, label, index = run.data.visited[0]
+    x = run.threat.prepare(image[None])[0].to(device)
+    next(search(run.smoothed, run.threat, x, label, Stream(cfg.seed, index)))  # refuses wrong options before any work
     with run.store() as store:
-        module = AttackModule(run.smoothed, run.threat, store, cfg.attack.k, cfg.attack.n, cfg.seed)
+        module = AttackModule(search, run.smoothed, run.threat, store, cfg.seed)
         run.trainer.predict(module, run.data, return_predictions=False)
         store.finish()
     return run.folder

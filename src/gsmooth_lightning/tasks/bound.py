@@ -1,46 +1,60 @@
-"""`gsmooth bound`: the interpolation error of each image, once, for `certify bounds=STORE`."""
+"""`gsmooth bound`: the interpolation error of images, once, for `certify bounds=STORE`."""
 
 from pathlib import Path
+from typing import cast
 
-import numpy as np
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
-from gsmooth_lightning.error import DistributionBound, ErrorBound
+from gsmooth_lightning.certify.store import check_identity, read, read_identity
+from gsmooth_lightning.error import CalibratedBound, Conditions, ErrorBound, StoredBound
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.lit import BoundModule
 from gsmooth_lightning.tasks.launch import command
 from gsmooth_lightning.tasks.report import show
-from gsmooth_lightning.tasks.setup import Run, prepare
+from gsmooth_lightning.tasks.setup import Run, calibration_images, prepare, smoothed_classifier
 
-
-def fit_if_needed(error: ErrorBound | None, run: Run) -> None:
-    """A bound for the distribution is fitted on calibration images drawn at random from the training split."""
-    if not isinstance(error, DistributionBound):
-        return
-    threat, training = error.check(run.smoothed, run.threat), run.data.split("train")
-    total = len(training)  # type: ignore[arg-type]
-    chosen = np.random.default_rng(run.cfg.seed).permutation(total)[: error.calibration]
-    device = run.trainer.strategy.root_device
-    images = ((int(i), threat.prepare(training[int(i)][0][None].to(device))[0]) for i in chosen)
-    bound = error.fit(run.smoothed, threat, images, run.cfg.seed)
-    print(f"E = {bound.value:.4f} with rho = {bound.rho:g} for a fraction q_E >= {bound.details['q_E']:.4f} of images")
+SHARED = ("data", "error", "seed", "block", "device", "versions")
+"""What a stored bound and a certificate have in common; `Conditions` compares classifier and threat."""
 
 
 def bound(cfg: DictConfig) -> Path:
-    """Bounds every visited image; returns the store's folder."""
+    """Bounds every visited image, or measures the calibration images of a bound for all; returns the store's folder."""
     if cfg.error is None:
         raise RequestError("there is nothing to bound with error=none; use error=image")
-    run = prepare(cfg, "bound", ("error",))
     error = instantiate(cfg.error)
-    error.check(run.smoothed, run.threat)
+    if isinstance(error, CalibratedBound):
+        cfg = calibration_images(cfg)
+    run = prepare(cfg, "bound", ("error",), with_network=False)
     with run.store() as store:
-        fit_if_needed(error, run)
-        run.trainer.predict(
-            BoundModule(error, run.smoothed, run.threat, store, cfg.seed), run.data, return_predictions=False
-        )
+        module = BoundModule(error, run.smoothed, run.threat, store, cfg.seed)
+        run.trainer.predict(module, run.data, return_predictions=False)
         store.finish()
     return run.folder
+
+
+def stored_bound(folder: Path, error: ErrorBound, run: Run) -> ErrorBound:
+    """The bound that `gsmooth bound` made, for this run.
+
+    Raises:
+        RequestError: it was made for other data, images or settings.
+        UncertifiableError: it was made for another classifier or threat (see `Conditions`).
+    """
+    if read_identity(folder)["command"] != "bound":
+        raise RequestError(f"{folder} holds no bounds; name a folder written by `gsmooth bound`")
+    check_identity(folder, run.identity, (*SHARED, "calibration" if isinstance(error, CalibratedBound) else "images"))
+    made = cast(DictConfig, OmegaConf.load(folder / "config.yaml"))
+    smoothed, threat = smoothed_classifier(made, nn.Identity()), instantiate(made.threat)
+    conditions, records = Conditions(smoothed, threat), read(folder)
+    conditions.check(run.smoothed, run.threat)  # type: ignore[arg-type]  # of a transformation: the certifier checks it
+    if not isinstance(error, CalibratedBound):
+        return StoredBound(records, conditions, error)
+    fitted = error.fit({r["index"]: r["norms"] for r in records}, smoothed, threat)
+    print(
+        f"E = {fitted.value:.4f} with rho = {fitted.rho:g} for a fraction q_E >= {fitted.details['q_E']:.4f} of images"
+    )
+    return error
 
 
 def main() -> None:

@@ -1,40 +1,37 @@
 """`gsmooth certify`: certificates for images, one line of the store each."""
 
 from pathlib import Path
+from typing import cast
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import WandbLogger
 
-from gsmooth_lightning.certify import JointCertifier
-from gsmooth_lightning.certify.store import check_identity, read, read_identity
-from gsmooth_lightning.error import StoredBound
+from gsmooth_lightning.certify import JointCertifier, NestedCertifier
+from gsmooth_lightning.error import CalibratedBound
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.lit import CertificationModule
-from gsmooth_lightning.tasks.bound import fit_if_needed
+from gsmooth_lightning.tasks.bound import bound, stored_bound
 from gsmooth_lightning.tasks.launch import command
 from gsmooth_lightning.tasks.report import show
-from gsmooth_lightning.tasks.setup import CLASSIFIER, prepare
-
-BOUND_KEYS = (*CLASSIFIER, "error", "images", "calibration", "checkpoint", "block", "device", "versions")
-"""What a stored bound and a certificate must have in common."""
+from gsmooth_lightning.tasks.setup import prepare
 
 
 def certify(cfg: DictConfig) -> Path:
-    """Certifies every visited image; returns the store's folder."""
+    """Certifies every visited image; returns the store's folder. A bound for all images is calibrated first, in a store
+    of its own beneath."""
     run = prepare(cfg, "certify", ("error", "sampling", "certify"))
     certifier = instantiate(cfg.certify)
-    if cfg.bounds is not None and isinstance(certifier, JointCertifier):
-        if read_identity(cfg.bounds)["command"] != "bound":
-            raise RequestError(f"{cfg.bounds} holds no bounds; name a folder written by `gsmooth bound`")
-        check_identity(cfg.bounds, run.identity, BOUND_KEYS)
-        certifier.error = StoredBound(read(cfg.bounds))
-    elif cfg.bounds is not None:
-        raise RequestError("bounds=STORE belongs to certify=joint; leave it out")
+    takes_bounds = isinstance(certifier, JointCertifier | NestedCertifier)
+    if cfg.bounds is not None and not takes_bounds:
+        raise RequestError("bounds=STORE belongs to certify=joint and certify=nested; leave it out")
     certifier.check(run.smoothed, run.threat)
+    if cfg.bounds is not None:
+        certifier.error = stored_bound(Path(cfg.bounds), certifier.error, run)
     with run.store() as store:
-        if isinstance(certifier, JointCertifier):
-            fit_if_needed(certifier.error, run)
+        if cfg.bounds is None and takes_bounds and isinstance(certifier.error, CalibratedBound):
+            own = OmegaConf.merge(cfg, {"store": str(run.folder / "bounds"), "logger": None})
+            certifier.error = stored_bound(bound(cast(DictConfig, own)), certifier.error, run)
         module = CertificationModule(certifier, run.smoothed, run.threat, store, cfg.seed)
         run.trainer.predict(module, run.data, return_predictions=False)
         records = store.finish()

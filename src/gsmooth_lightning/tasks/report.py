@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 from hydra.utils import instantiate
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
@@ -14,6 +15,7 @@ from torch import nn
 from gsmooth_lightning.certify.rebound import check_reboundable, rebound
 from gsmooth_lightning.certify.store import Record, check_identity, read, read_identity
 from gsmooth_lightning.certify.topk import check_top_k
+from gsmooth_lightning.error import CalibratedBound
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.plans import FixedN
 from gsmooth_lightning.report.curves import for_label
@@ -22,6 +24,7 @@ from gsmooth_lightning.report.logs import as_log, read_log
 from gsmooth_lightning.report.tables import (
     attack_rows,
     bound_rows,
+    calibrated_rows,
     certificate_rows,
     default_radii,
     envelope_rows,
@@ -117,6 +120,7 @@ def show(
     alpha: float | None = None,
     bounds: str | None = None,
     top_k: int | None = None,
+    refused: Mapping[str, str] | None = None,
 ) -> str:
     """Writes report.md, report.tex and report.png into `out`, prints and returns the table.
 
@@ -129,6 +133,7 @@ def show(
         envelope: adds the upper envelope of all certificates (`curves.envelope`).
         cohen: file to which the certificates of the one store are written as a log.
         alpha, bounds, top_k: bound the votes of stores with a fixed n again, in this way (see `rebound`).
+        refused: certificates that do not apply, with the reason.
     """
     if not stores:
         raise RequestError("there is nothing to report; name stores=[FOLDER,...]")
@@ -145,6 +150,7 @@ def show(
         raise RequestError(f"cohen=FILE takes the certificates of one store, not of {len(runs)}; name one in stores")
     shown = {name: radii or shown_radii(sources[name], runs) for name in runs}
     columns = rows(sources, shown)
+    columns |= {name: {"does not apply": reason} for name, reason in (refused or {}).items()}
     if envelope:
         columns["upper envelope"] = envelope_rows(runs, next(iter(shown.values()), []))
     target = Path(out) if out is not None else (paths[-1].parent if paths[-1].is_file() else paths[-1])
@@ -188,19 +194,37 @@ def rows(sources: Mapping[str, Source], radii: Mapping[str, Sequence[float]]) ->
         if source.kind == "certify":
             columns[name], certified = certificate_rows(records, threat, images, data, radii[name]), name
         elif source.kind == "bound":
-            columns[name] = bound_rows(records, threat, images, data)
+            columns[name] = error_rows(source, images, data)
         elif certified is not None:
             check_identity(source.path, sources[certified].identity, JOINED)
-            columns[certified] |= attack_rows(records, sources[certified].records)
+            columns[certified] |= attack_rows(records, sources[certified].records, attack_name(source))
         else:
             columns[name] = {
                 "images": f"{len(records)} ({images})",
                 "data": data,
                 "inputs": f"{threat.inputs}; parameters in {threat.unit}",
                 "threat": threat.describe(),
-                **attack_rows(records, ()),
+                **attack_rows(records, (), attack_name(source)),
             }
     return columns
+
+
+def attack_name(source: Source) -> str:
+    """The attack of a store, in words; older ones are of the worst of k."""
+    return source.identity["attack"].get("_target_", "worst_of_k").rsplit(".", 1)[-1].replace("_", " ")
+
+
+def error_rows(source: Source, images: str, data: str) -> dict[str, str]:
+    """The lines of a store of error bounds, or of the defects from which one bound for all images is made."""
+    records, threat, sigma = source.records, source.threat, source.settings.noise.get("sigma")
+    scale = float(sigma) if isinstance(sigma, int | float) else 1.0  # several sigmas: E in their units
+    if "norms" not in records[0]:
+        return bound_rows(records, threat, images, data, scale)
+    error: CalibratedBound = instantiate(source.settings.error)
+    norms = np.array([r["norms"] for r in records])
+    bound = error.conclude(norms, threat) if len(norms) == error.calibration else None
+    seconds = float(np.mean([r["seconds"] for r in records]))
+    return calibrated_rows(norms, bound, threat, images, data, seconds, scale)
 
 
 def picture(sources: Mapping[str, Source], runs: Mapping[str, Sequence[Record]], envelope: bool) -> Figure:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -164,41 +164,59 @@ def run_folder(cfg: DictConfig, command: str, identity: dict[str, Any]) -> Path:
     )
 
 
-def prepare(cfg: DictConfig, command: str, groups: tuple[str, ...]) -> Run:
-    """A run that works on a trained classifier.
+def calibration_images(cfg: DictConfig) -> DictConfig:
+    """The configuration with the images on which a bound for the distribution is calibrated: drawn at random from the
+    training split.
+
+    Raises:
+        RequestError: there are fewer.
+    """
+    wanted, total = cfg.error.calibration, len(data_module(cfg).split("train"))
+    if not isinstance(wanted, int) or wanted > total:
+        raise RequestError(f"error.calibration must be a number of the {total} training images, got {wanted!r}")
+    chosen = sorted(np.random.default_rng(cfg.seed).permutation(total)[:wanted].tolist())
+    images = {"split": "train", "first": None, "every": 1, "indices": chosen}
+    return cast(DictConfig, OmegaConf.merge(cfg, {"images": images}))
+
+
+def prepare(cfg: DictConfig, command: str, groups: tuple[str, ...], with_network: bool = True) -> Run:
+    """A run that works on a trained classifier, or on one without a network: an error bound asks none.
 
     Its identity covers the classifier, the images' split, the given groups, the checkpoint's bytes, the kind of votes,
     the block, the network's backend and the versions; not which or how many images are visited, nor the trainer and the
     logger.
     """
     check_numbers(cfg)
-    if cfg.checkpoint is None:
+    if cfg.checkpoint is None and with_network:
         raise RequestError(f"{command} needs a trained network; give checkpoint=FILE, written by `gsmooth train`")
     threat: Threat = instantiate(cfg.threat)
-    network = seeded_network(cfg)
-    load_weights(network, cfg.checkpoint)
+    network: nn.Module = nn.Identity()
+    if with_network:
+        network = seeded_network(cfg)
+        load_weights(network, cfg.checkpoint)
     data = data_module(cfg)
     visited = data.visited  # refuses impossible subsets
     trainer = make_trainer(cfg, enable_checkpointing=False, inference_mode=True)
     device = trainer.strategy.root_device
     smoothed = smoothed_classifier(cfg, network.to(device)).to(device)
-    shape = threat.prepare(visited[0][0][None]).shape[1:]
-    with torch.inference_mode():
-        example = torch.rand(cfg.block, *shape, device=device)
-    smoothed.base, backend = fused(network, example, cfg.backend)
+    backend = None
+    if with_network:
+        shape = smoothed.encoded_shape(threat.prepare(visited[0][0][None].to(device))[0])
+        with torch.inference_mode():
+            example = torch.rand(cfg.block, *shape, device=device)
+        smoothed.base, backend = fused(network, example, cfg.backend)
+    calibration = None
     if "error" in groups and cfg.error is not None and "calibration" in cfg.error:
-        if cfg.images.split == "train":
-            raise RequestError("error=distribution calibrates on training images; certify images.split=test or val")
+        if cfg.images.split == "train" and command != "bound":
+            raise RequestError("this error bound calibrates on training images; certify images.split=test or val")
         calibration = data.split("train").content_hash
-    else:
-        calibration = None
     identity = {
         "command": command,
         "calibration": calibration,
         **identity_of(cfg, (*CLASSIFIER, *groups)),
         "images": f"{cfg.images.split} {data.split(cfg.images.split).content_hash}",
         "source": data.dataset.describe(),
-        "checkpoint": file_hash(cfg.checkpoint),
+        "checkpoint": file_hash(cfg.checkpoint) if with_network else None,
         "votes": cfg.votes,
         "block": cfg.block,
         "backend": backend,

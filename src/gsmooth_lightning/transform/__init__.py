@@ -3,7 +3,14 @@
 from gsmooth_lightning.transform.base import Additive, Identity, Resolvable, Transform, compute, is_exact, same
 from gsmooth_lightning.transform.blur import GaussianBlur
 from gsmooth_lightning.transform.compose import Composition
-from gsmooth_lightning.transform.geometric import CyclicTranslation, Rotation
+from gsmooth_lightning.transform.geometric import (
+    CyclicTranslation,
+    Rotation,
+    Scaling,
+    Shear,
+    Similarity,
+    Translation,
+)
 from gsmooth_lightning.transform.intensity import Brightness, BrightnessContrast, Contrast, Gamma, Volume
 
 __all__ = [
@@ -18,7 +25,11 @@ __all__ = [
     "Identity",
     "Resolvable",
     "Rotation",
+    "Scaling",
+    "Shear",
+    "Similarity",
     "Transform",
+    "Translation",
     "Volume",
     "compute",
     "is_exact",

@@ -114,11 +114,11 @@ def compute(transform: Transform, x: Tensor, theta: Tensor) -> Tensor:
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
-    """Whether two transformations are one: the same class, settings, weights and parts."""
+    """Whether two transformations, preprocessing steps or laws are one: the same class, settings, weights and parts."""
 
-    def settings(transform: nn.Module) -> dict[str, Any]:
-        own = {k: v for k, v in vars(transform).items() if not k.startswith("_") and k != "training"}
-        return own | dict(transform.state_dict())
+    def settings(module: nn.Module) -> dict[str, Any]:
+        own = {k: v for k, v in vars(module).items() if not k.startswith("_") and k != "training"}
+        return own | dict(module.named_parameters(recurse=False)) | module._buffers  # buffers of laws are not saved
 
     mine, others = settings(a), settings(b)
     if type(a) is not type(b) or mine.keys() != others.keys():

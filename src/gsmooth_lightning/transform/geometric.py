@@ -1,6 +1,8 @@
-"""Rotation about the image's centre, and cyclic translation."""
+"""Rotation, translation, scaling and shear by interpolation, rotation with scaling and translation, and cyclic
+translation."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -9,24 +11,24 @@ from torch import Tensor
 from torch.nn import functional
 
 from gsmooth_lightning.errors import RequestError
-from gsmooth_lightning.transform.base import Additive, check_images
+from gsmooth_lightning.transform.base import Additive, Resolvable, check_images
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
+PADDINGS = {"black": "zeros", "reflection": "reflection"}
+"""What lies outside the image, and grid_sample's name for it."""
 
 
-class Rotation(Additive):
-    """Rotation by theta degrees, counterclockwise, about the centre; black outside the image.
+class Warp(Resolvable):
+    """The value at a pixel is interpolated where it lay before; black outside the image, which blends into the edge.
 
-    The value at a pixel is interpolated at its position turned back. Angles add, up to the interpolation error
-    (Fischer et al. 2020, section 5). Pixels are square: a non-square image is turned, not sheared.
+    Pixels are square: a non-square image is turned, not sheared. Nothing is smoothed first: shrunk images alias.
 
     Args:
         interpolation: "nearest", "bilinear" or "bicubic" (the convolution kernel with a = -.75; it overshoots).
     """
 
-    units = ("degrees",)
-    name = "rotation"
     exact = False
+    padding = "black"
 
     def __init__(self, interpolation: str = "bilinear"):
         super().__init__()
@@ -34,17 +36,149 @@ class Rotation(Additive):
             raise RequestError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {interpolation!r}")
         self.interpolation = interpolation
 
+    @abstractmethod
+    def source(self, theta: Tensor) -> tuple[Tensor, ...]:
+        """(xx, xy, yx, yy), or these and (x0, y0), (n,) each: what is x pixels to the right of the centre and y below
+        it lay at (xx x + xy y + x0, yx x + yy y + y0)."""
+
     def forward(self, x: Tensor, theta: Tensor) -> Tensor:
-        n, _, h, w = x.shape  # x: (n, c, h, w), theta: (n, 1)
-        angle = theta[:, 0] * (math.pi / 180)
-        cos, sin = torch.cos(angle), torch.sin(angle)
-        # grid_sample's coordinates run from -1 to 1 over each side, so the turn is done in pixels and scaled back.
-        turn = torch.stack([cos, -sin * (h / w), sin * (w / h), cos], 1).to(x.dtype)
-        grid = (turn.view(n * 2, 2) @ _centred_grid(h, w, x.device, x.dtype)).view(n, 2, h, w).permute(0, 2, 3, 1)
-        return functional.grid_sample(x, grid, mode=self.interpolation, align_corners=False)
+        check_images(x, self.name)
+        n, _, h, w = x.shape  # x: (n, c, h, w), theta: (n, dim)
+        xx, xy, yx, yy, *shift = self.source(theta)
+        # grid_sample's coordinates run from -1 to 1 over each side, so the map is made in pixels and scaled back.
+        matrix = torch.stack([xx, xy * (h / w), yx * (w / h), yy], 1).to(x.dtype).view(n * 2, 2)
+        grid = _centred_grid(h, w, x.device, x.dtype)
+        if shift:
+            offset = torch.stack([shift[0] * (2 / w), shift[1] * (2 / h)], 1).to(x.dtype).view(n * 2, 1)
+            grid = torch.addmm(offset, matrix, grid)
+        else:
+            grid = matrix @ grid
+        grid = grid.view(n, 2, h, w).permute(0, 2, 3, 1)
+        padding = PADDINGS[self.padding]
+        return functional.grid_sample(x, grid, mode=self.interpolation, padding_mode=padding, align_corners=False)
 
     def extra_repr(self) -> str:
         return self.interpolation
+
+
+class Rotation(Warp, Additive):
+    """Rotation by theta degrees, counterclockwise, about the centre; black outside the image.
+
+    Angles add, up to the interpolation error (Fischer et al. 2020, section 5).
+
+    Args:
+        interpolation: as in `Warp`.
+    """
+
+    units = ("degrees",)
+    name = "rotation"
+
+    def source(self, theta: Tensor) -> tuple[Tensor, ...]:
+        angle = theta[:, 0] * (math.pi / 180)
+        cos, sin = torch.cos(angle), torch.sin(angle)
+        return cos, -sin, sin, cos
+
+
+class Translation(Warp, Additive):
+    """Moves the image down (first parameter) and right (second) by real numbers of pixels.
+
+    Shifts add, up to the interpolation error and what leaves the image. Whole numbers need no interpolation.
+
+    Args:
+        interpolation: as in `Warp`.
+        padding: "black": zeros outside the image. "reflection": the image mirrored at its edges, again and again, each
+            edge pixel twice: row -1 is row 0, row -2 is row 1, row h is row h - 1 (half-sample symmetric: numpy's
+            "symmetric", scipy's "reflect"); nothing is black, but the content of the image returns mirrored.
+
+    Raises:
+        RequestError: another padding.
+    """
+
+    units = ("pixels", "pixels")
+
+    def __init__(self, interpolation: str = "bilinear", padding: str = "black"):
+        super().__init__(interpolation)
+        if padding not in PADDINGS:
+            raise RequestError(f"padding must be one of {', '.join(PADDINGS)}, got {padding!r}")
+        self.padding = padding
+        self.name = "translation" if padding == "black" else "translation with mirrored borders"
+
+    def source(self, theta: Tensor) -> tuple[Tensor, ...]:
+        down, right = theta.unbind(1)
+        one, zero = torch.ones_like(down), torch.zeros_like(down)
+        return one, zero, zero, one, -right, -down
+
+    def extra_repr(self) -> str:
+        return f"{self.interpolation}, {self.padding}"
+
+
+class Scaling(Warp, Additive):
+    """Scaling by a factor e^theta about the centre, enlarged for theta > 0; black outside the image.
+
+    Logarithms of factors add, up to the interpolation error and what leaves the image.
+
+    Args:
+        interpolation: as in `Warp`.
+    """
+
+    units = ("log factor",)
+    name = "scaling"
+
+    def source(self, theta: Tensor) -> tuple[Tensor, ...]:
+        inverse = torch.exp(-theta[:, 0])
+        zero = torch.zeros_like(inverse)
+        return inverse, zero, zero, inverse
+
+
+class Shear(Warp, Additive):
+    """Horizontal shear: what is y pixels below the centre moves right by theta y pixels, what is above it to the left;
+    black outside the image.
+
+    Shears add, up to the interpolation error and what leaves the image.
+
+    Args:
+        interpolation: as in `Warp`.
+    """
+
+    units = ("pixels per row",)
+    name = "shear"
+
+    def source(self, theta: Tensor) -> tuple[Tensor, ...]:
+        shear = theta[:, 0]
+        one, zero = torch.ones_like(shear), torch.zeros_like(shear)
+        return one, -shear, zero, one
+
+
+class Similarity(Warp):
+    """Translation by t = (down, right) pixels, then rotation by r degrees counterclockwise and scaling by e^s about the
+    centre, in one interpolation: what is at v from the centre moves to A (v + t), A = e^s Rot(r); black outside the
+    image. The parameters are (r, s, down, right).
+
+    Resolves to (r1 + r2, s1 + s2, t1 + A1^-1 t2), from A2 (A1 (v + t1) + t2), up to the interpolation error and what
+    leaves the image: not additive (the same structure as brightness and contrast; TSS, Definition 2).
+
+    Args:
+        interpolation: as in `Warp`.
+    """
+
+    units = ("degrees", "log factor", "pixels down", "pixels right")
+    name = "rotation, scaling and translation"
+
+    def source(self, theta: Tensor) -> tuple[Tensor, ...]:
+        cos, sin = _inverse(theta)
+        return cos, -sin, sin, cos, -theta[:, 3], -theta[:, 2]
+
+    def resolve(self, alpha: Tensor, beta: Tensor) -> Tensor:
+        cos, sin = _inverse(alpha)
+        down, right = beta[:, 2], beta[:, 3]
+        back = torch.stack([cos * down + sin * right, cos * right - sin * down], 1)  # A^-1 (down, right)
+        return torch.cat([alpha[:, :2] + beta[:, :2], alpha[:, 2:] + back], 1)
+
+
+def _inverse(theta: Tensor) -> tuple[Tensor, Tensor]:
+    """e^-s cos(r) and e^-s sin(r), (n,) each: the entries of A^-1."""
+    angle, shrink = theta[:, 0] * (math.pi / 180), torch.exp(-theta[:, 1])
+    return shrink * torch.cos(angle), shrink * torch.sin(angle)
 
 
 class CyclicTranslation(Additive):

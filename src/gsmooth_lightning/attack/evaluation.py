@@ -1,0 +1,99 @@
+"""What all attacks on parameters share: the range they keep to, and how the parameters that they try are judged."""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gsmooth_lightning.errors import RequestError
+from gsmooth_lightning.rounds import Procedure
+from gsmooth_lightning.smoothed import SmoothedClassifier
+from gsmooth_lightning.stream import Stream
+from gsmooth_lightning.threat import TransformationThreat
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """The outcome of an attack on one image.
+
+    Attributes:
+        gammas: the parameters tried, (k, dim); the first are 0, the clean image.
+        distances: smallest radius of the threat within which each of them lies.
+        base, smoothed: the classes that the base and the smoothed classifier give each of them.
+        worst: the parameters at which the true class has the smallest lead in votes.
+        evaluations: forward passes spent.
+    """
+
+    gammas: list[list[float]]
+    distances: list[float]
+    base: list[int]
+    smoothed: list[int]
+    worst: list[float]
+    evaluations: int
+
+
+Attack = Callable[[SmoothedClassifier, TransformationThreat, Tensor, int, Stream], Procedure[Attacked]]
+"""(smoothed, threat, prepared image (c, h, w), its label, its draws) -> the attack as a procedure (see `rounds`)."""
+
+
+def check_effort(**efforts: tuple[int, int]) -> None:
+    """Raises RequestError unless each effort, given as name=(number, least), is a whole number of at least that."""
+    for name, (number, least) in efforts.items():
+        if not isinstance(number, int) or isinstance(number, bool) or number < least:
+            raise RequestError(f"attack.{name} must be a whole number from {least} on, got {name}={number!r}")
+
+
+def permitted(threat: TransformationThreat, values: np.ndarray) -> Tensor:
+    """Parameters (k, dim) brought into the threat's range and onto its steps, float32."""
+    if threat.step is None:
+        kept = np.clip(values, threat.lows, threat.highs)
+    else:  # with the allowance of `TransformationThreat.parameters`
+        first, last = np.array(threat.lows) / threat.step, np.array(threat.highs) / threat.step
+        kept = np.clip(np.round(values / threat.step), np.ceil(first - 1e-9), np.floor(last + 1e-9)) * threat.step
+    return torch.tensor(kept, dtype=torch.float32)
+
+
+def evaluate(
+    smoothed: SmoothedClassifier,
+    threat: TransformationThreat,
+    x: Tensor,
+    label: int,
+    stream: Stream,
+    gammas: Tensor,
+    n: int,
+) -> Generator[Any, Any, Attacked]:
+    """Attacks the prepared image x, (c, h, w), with each of gammas, (k, dim), as a procedure (see `rounds`).
+
+    The smoothed classifier's class is the majority of n votes; the base classifier sees the image without noise.
+    """
+
+    @torch.inference_mode()
+    def attacked(some: Tensor) -> tuple[Tensor, Tensor]:
+        files = threat.apply(x.expand(len(some), *x.shape), some)
+        return files, smoothed.classify_base(files)
+
+    base: list[int] = []
+    counts: list[np.ndarray] = []
+    width = -(-n // smoothed.block) * smoothed.block
+    gammas = gammas.to(x.device)
+    for some in gammas.split(smoothed.block):
+        [(files, classes)] = yield [partial(attacked, some)]
+        base += classes.tolist()
+        for file in files:
+            first = len(counts) * width
+            votes = yield from smoothed.sample(file, stream, "attack", first, first + n)
+            counts.append((votes.sum(0) if smoothed.votes == "soft" else votes)[:-1])
+    votes = np.stack(counts)  # (k, classes)
+    lead = votes[:, label] - np.delete(votes, label, 1).max(1)
+    return Attacked(
+        gammas=gammas.tolist(),
+        distances=threat.distance(gammas).tolist(),
+        base=base,
+        smoothed=votes.argmax(1).tolist(),
+        worst=gammas[lead.argmin()].tolist(),
+        evaluations=len(gammas) * width + -(-len(gammas) // smoothed.block) * smoothed.block,
+    )
