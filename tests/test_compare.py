@@ -1,0 +1,96 @@
+"""`gsmooth compare`: every certificate that applies to one model, image set and threat, in one table."""
+
+import pandas as pd
+
+from conftest import SMALL, one_sentence, records, run_main
+
+PLANS = (
+    "certificates.joint.error.draws=64",
+    "certificates.joint_distribution.error.calibration=8",
+    "certificates.joint_distribution.error.draws=64",
+    "certificates.joint_distribution.error.rho=0.3",
+    "certificates.joint_distribution.error.alpha_inner=0.01",
+    "certificates.nested_published.sampling.n=64",
+    "certificates.nested_published.certify.inner.n=64",
+    "certificates.nested_sequential.sampling.n=64",
+    "certificates.nested_sequential.certify.inner.n=128",
+    "++certificates.joint.sampling.n=256",
+    "++certificates.joint_distribution.sampling.n=256",
+    "++certificates.base_spt.sampling.n=256",
+    "certificates.joint_sequential.sampling.n=512",
+)
+"""Small numbers of draws for each certificate."""
+
+ALL = ("joint", "joint_sequential", "joint_distribution", "nested_published", "nested_sequential", "base_spt")
+
+
+def table(path):
+    """report.md as a frame: rows by name, a column for each certificate."""
+    lines = [line.strip("|\n").split("|") for line in path.read_text().splitlines()]
+    header, body = lines[0], lines[2:]
+    return pd.DataFrame(
+        [[c.strip() for c in row[1:]] for row in body], [row[0].strip() for row in body], header[1:]
+    ).rename(columns=str.strip)
+
+
+def test_rotation_has_six_certificates_and_two_reasons(checkpoint, here):
+    """Each certificate has a store and a column; what does not apply has its reason; a second run computes nothing."""
+    command = (*SMALL, *PLANS, f"checkpoint={checkpoint}", "store=all", "images.first=3", "radii=[0,5,10]")
+    ended = run_main("compare", *command)
+    assert (ended.code, ended.error) == (0, None), ended.err
+    shown = table(here / "all" / "report.md")
+    assert set(shown.columns) == {*ALL, "direct", "enumerate"}
+    assert "not exact under bilinear" in shown.loc["does not apply", "direct"]
+    assert shown.loc["does not apply", "enumerate"]
+    for name in ALL:
+        stored = records(here / "all" / name)
+        assert [r["index"] for r in stored] == [0, 1, 2]
+        assert shown.loc["images", name].startswith("3 (")
+        spent = sum(r["evaluations"] for r in stored) / 3
+        assert shown.loc["evaluations an image", name] == f"{spent:.0f}"
+        assert "[" in shown.loc["certified at 5 degrees", name]
+        assert shown.loc["guarantee", name].startswith("heuristic")
+        assert float(shown.loc["seconds an image", name]) > 0
+    assert "without a measurement" in shown.loc["not proved", "base_spt"]
+    assert {r["radius"] for r in records(here / "all" / "nested_sequential")} <= {0.0, 5.0, 10.0}
+    assert (here / "all" / "report.png").stat().st_size > 10_000
+    before = {p: p.read_bytes() for p in (here / "all").rglob("records.jsonl")}
+    assert run_main("compare", *command).code == 0
+    assert {p: p.read_bytes() for p in (here / "all").rglob("records.jsonl")} == before
+
+
+def test_pixel_noise_has_the_direct_certificate(checkpoint, here):
+    """Under an l2 threat the others say why they do not apply."""
+    l2 = ("threat=l2", "transform=identity", "law=none", "preprocess=none", "error=none")
+    kept = [o for o in SMALL if not o.startswith(("law", "threat", "error"))]
+    command = (
+        *kept,
+        *l2,
+        f"checkpoint={checkpoint}",
+        "store=all",
+        "radii=[0,0.1]",
+        "certificates.direct.sampling.n=128",
+    )
+    ended = run_main("compare", *command)
+    assert (ended.code, ended.error) == (0, None), ended.err
+    shown = table(here / "all" / "report.md")
+    assert "[" in shown.loc["certified at 0.1 l2", "direct"]
+    for name in (*ALL, "enumerate"):
+        assert shown.loc["does not apply", name]
+
+
+def test_mistakes_end_in_one_sentence(checkpoint, here):
+    one_sentence(run_main("compare", *SMALL), "compare", "checkpoint=FILE")
+    only = [f"~certificates.{name}" for name in (*ALL, "enumerate")]
+    one_sentence(run_main("compare", *SMALL, *only, f"checkpoint={checkpoint}"), "no certificate applies", "direct")
+
+
+def test_a_certificate_is_added_on_the_command_line(checkpoint, here):
+    """The line in the head of conf/compare.yaml."""
+    only = [f"~certificates.{name}" for name in (*ALL, "enumerate", "direct")]
+    added = ("+error@certificates.mine.error=image", "+sampling@certificates.mine.sampling=fixed")
+    added += ("+certify@certificates.mine.certify=joint", "certificates.mine.sampling.n=128")
+    command = (*SMALL, *only, *added, f"checkpoint={checkpoint}", "store=all", "images.first=1")
+    ended = run_main("compare", *command)
+    assert (ended.code, ended.error) == (0, None), ended.err
+    assert len(records(here / "all" / "mine")) == 1
