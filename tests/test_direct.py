@@ -383,3 +383,25 @@ def test_images_only():
             list(AdditiveCertifier(FixedN()).certify(classifier, threat, [(0, torch.zeros(1, 40))]))
     with pytest.raises(RequestError, match=r"threat\.size enlarges images"):
         PixelThreat("16bit", size=9).prepare(torch.zeros(2, 1, 40))
+
+
+class Copies(nn.Module):
+    """16 x 16 copies of each pixel, a sixteenth each: l2 distances stay, l1 distances grow sixteenfold."""
+
+    lipschitz = 1.0
+
+    def forward(self, x):
+        return x.repeat_interleave(16, 2).repeat_interleave(16, 3) / 16
+
+
+def test_norms_are_converted_where_the_noise_is():
+    """Laplace noise on the copies: an l2 change by r of the pixel is one of 16 r in l1 where the noise is added."""
+    pa, b = 0.9, 0.05
+    base = nn.Sequential(nn.Flatten(), nn.Linear(256, 2)).eval()
+    smoothed = SmoothedClassifier(base, 2, preprocess=Preprocess([Copies()]), noise=Laplace(b)).eval()
+    certifier = AdditiveCertifier(Known(pa))
+    certifier.check(smoothed, PixelThreat(saved="float"))
+    certificate = finish(
+        certifier.procedure(smoothed, PixelThreat(saved="float"), torch.full((1, 1, 1), 0.5), Stream(0, 0))
+    )
+    assert 0 < certificate.radius <= -b * math.log(2 * (1 - pa)) / 16

@@ -229,11 +229,22 @@ def test_every_multiple_of_the_step_is_tried():
 
 
 def fit_on(rows, **arguments):
-    """DistributionBound fitted on given defects, one row an image: even rows choose E, odd rows test it."""
+    """DistributionBound fitted on given defects, one row an image: even rows choose E, odd rows test it (laid where the
+    bound's own random halves look for them)."""
     rows = np.asarray(rows, dtype=float)
+    choose, test = sampled.halves(np.arange(len(rows)))
+    placed = np.empty_like(rows)
+    placed[choose], placed[test] = rows[::2], rows[1::2]
     smoothed, threat, _ = digits(())
     error = DistributionBound(len(rows), draws=rows.shape[1], **arguments)
-    return error.fit(dict(enumerate(rows[..., None])), smoothed, threat)
+    return error.fit(dict(enumerate(placed[..., None])), smoothed, threat)
+
+
+def test_halves_are_random_and_disjoint():
+    choose, test = sampled.halves(np.arange(101))
+    assert sorted([*choose, *test]) == list(range(101))
+    assert (len(choose), len(test)) == (50, 51)
+    assert 15 < (choose % 2).sum() < 35  # not every other one
 
 
 @pytest.mark.parametrize("passing", [0, 1, 20, 37, 40])
@@ -286,15 +297,24 @@ def test_error_bounds_refuse():
     for name in ("quantile", "rho", "alpha", "alpha_inner"):
         with pytest.raises(RequestError, match=rf"{name} must lie between"):
             DistributionBound(**{name: 0.0})
-    for arguments in ({"draws": 1}, {"choose": 0}, {"points": 1}):
-        with pytest.raises(RequestError, match="at least 2"):
+    for arguments in ({"draws": 1}, {"choose": 0}, {"points": 1}, {"draws": 100.5}, {"choose": 2.5}, {"points": True}):
+        with pytest.raises(RequestError, match="must be a whole number, at least 2"):
             ImageBound(**arguments)
+    for value in (-1, [0.3, float("inf")], "abc"):
+        with pytest.raises(RequestError, match=r"error\.value must"):
+            PooledBound(value=value)
+    smoothed, threat, (x,) = digits((1,))
+    with pytest.raises(RequestError, match="2 numbers for 1 parts"):
+        finish(PooledBound(value=[1, 2]).measure(smoothed, threat, x, Stream(0, 0)))
+    wrong = SmoothedClassifier(smoothed.base, 10, Rotation(), None, Gaussian(9.0), Gaussian(torch.ones(1, 3, 3))).eval()
+    with pytest.raises(RequestError, match="does not fit draws of shape"):
+        finish(ImageBound(2, 2, 2).procedure(wrong, threat, x, Stream(0, 0)))
     with pytest.raises(RequestError, match=r"error\.quantile"):
         ImageBound(quantile=1.5)
     smoothed, threat, images = digits((1, 2))
     with pytest.raises(RequestError, match="fit the bound"):
         finish(DistributionBound().procedure(smoothed, threat, images[0], Stream(0, 0)))
-    with pytest.raises(RequestError, match=r"error\.calibration must be at least 4"):
+    with pytest.raises(RequestError, match=r"error\.calibration must be a whole number, at least 4"):
         DistributionBound(calibration=3)
 
 
@@ -387,8 +407,11 @@ def test_pooled_bound_is_fischers_q_e():
     assert (bound.guarantee, bound.value) == ("heuristic", 0.9)
     assert bound.rho == 1 - bound.details["q_E"]
     assert "at random" in bound.details["rests_on"]
-    chosen = calibrated(PooledBound(len(images), draws=64, quantile=0.5), smoothed, threat, images)
-    assert chosen.value < bound.value
+    low, high = (
+        calibrated(PooledBound(len(images), draws=64, quantile=level), smoothed, threat, images) for level in (0.2, 0.8)
+    )
+    assert low.value < high.value
+    assert low.rho > high.rho
 
 
 def test_pooled_bound_draws_every_multiple_of_a_step():

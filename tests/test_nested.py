@@ -5,9 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import brentq
 from scipy.stats import binom, norm
 
-from gsmooth_lightning.certify import FixedN, GroupSequential, NestedCertifier
+from conftest import SMALL, one_sentence, records, run_main, run_task
+from gsmooth_lightning.certify import FixedN, GroupSequential, NestedCertifier, PercentileCertifier
 from gsmooth_lightning.certify.nested import _decide
 from gsmooth_lightning.certify.transfer import largest_radius, required
 from gsmooth_lightning.confidence import clopper_pearson_lower
@@ -17,9 +19,10 @@ from gsmooth_lightning.plans import SoftVotes
 from gsmooth_lightning.rounds import together
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Gaussian, gaussian_by_part, partition_masks
+from gsmooth_lightning.smoothing.similarity import similarity_transfer
 from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.threat import PixelThreat, TransformationThreat
-from gsmooth_lightning.transform import Additive, Rotation
+from gsmooth_lightning.transform import Additive, Rotation, Similarity
 from plans import Given, finish
 
 
@@ -103,6 +106,26 @@ def test_no_adversary_flips_within_the_radius(form, rho):
         assert left >= 0.5 - 1e-12
 
 
+def test_the_published_form_is_refused_where_parameters_do_not_add():
+    """Rotation, scaling and translation together: at the p' from which the published form would certify, less than half
+    is left of the robust theta (rho inside needs a T of slope 1 or more, which a change of variance has not)."""
+    sigma, rho, alpha = (30.0, 10.0, 4.0), 0.05, 1e-3
+    low = high = (0.0, -0.1, 0.0, 0.0)
+
+    def left(p):
+        return float(similarity_transfer(p, low, tuple(-v for v in high), sigma))
+
+    p = brentq(lambda p: left(p - alpha - rho) - 0.5, 0.5, 0.9)
+    assert left((p - alpha) / (1 - alpha)) - rho < 0.5
+    law = Gaussian([30.0, 10.0, 4.0, 4.0])
+    smoothed = SmoothedClassifier(torch.nn.Identity(), 2, Similarity(), None, law, Gaussian(0.5))
+    threat = TransformationThreat(Similarity(), [0, -0.1, 0, 0], [1, 0, 0, 0])
+    bound = Bound(0.5, rho, 0.0, "sound")
+    nested(bound, FixedN(20, 200), FixedN(64, 200), "clean").check(smoothed, threat)
+    with pytest.raises(UncertifiableError, match="parameters that add"):
+        nested(bound, FixedN(20, 200), FixedN(64, 200), "published").check(smoothed, threat)
+
+
 # ---------------------------------------------------------------- layers: exact error rates
 
 
@@ -148,7 +171,7 @@ def test_a_test_of_robustness_errs_as_often_as_alpha_says(plan):
         layers = certifier.layers(Bound(e, 0.0, 0.0, "sound"), partition_masks(None, (1, 1, 2)), 0.0)
         y = smoothed.encode(X[None], torch.zeros(1, 1))[0]
         decided = (_decide(smoothed, y, layers, Stream(0, i), lambda n: None) for i in range(600))
-        passed = sum(c == 0 for c in finish(together(decided)))
+        passed = sum(c == 0 for c in finish(together(decided, 64)))
         assert least <= passed <= most
 
 
@@ -328,8 +351,13 @@ def test_refusals():
     for inner in (SoftVotes(8, 64), GroupSequential([0.5, 1], 8, 64)):
         with pytest.raises(RequestError, match=r"certify\.inner must be"):
             nested(bound, FixedN(8, 64), inner)
-    with pytest.raises(RequestError, match="sampling=soft is for soft votes"):
-        nested(bound, SoftVotes(8, 64), FixedN(8, 64)).check(smoothed, threat)
+    soft = half_space(0.8)
+    soft.votes = "soft"
+    for plan, classifier in ((SoftVotes(8, 64), smoothed), (FixedN(8, 64), soft), (SoftVotes(8, 64), soft)):
+        with pytest.raises(UncertifiableError, match="votes=hard"):
+            nested(bound, plan, FixedN(8, 64)).check(classifier, threat)
+    with pytest.raises(RequestError, match="network's own outputs"):  # E is paid for by tests that no median makes
+        PercentileCertifier(nested(bound, FixedN(8, 64), FixedN(8, 64)), 0.1)
     certifier = nested(bound, FixedN(8, 64), FixedN(8, 64))
     certifier.top_k = 2
     with pytest.raises(UncertifiableError, match="no other class"):
@@ -364,3 +392,49 @@ def test_one_sigma_for_each_part():
     torch.testing.assert_close(noise.gauge(defect), torch.hypot(left / 0.5, right / 0.25))
     with pytest.raises(RequestError, match="need 2 sigmas, got 3"):
         gaussian_by_part("halves", [0.5] * 3, (1, 2, 4))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("error=image_hard", "error.partition=halves"),
+        ("error=distribution", "error.partition=quadrants", "error.rho=0.5", "error.alpha_inner=0.05"),
+        (
+            "error=image_hard",
+            "transform=translation",
+            "threat=translation",
+            "law.sigma=2",
+            "threat.low=-1",
+            "threat.high=1",
+        ),
+        ("error=pooled", "noise=by_part", "noise.sigma=[0.25,0.25]", "error.calibration=6"),
+    ],
+)
+def test_nested_from_the_command_line(checkpoint, here, options):
+    """`gsmooth certify certify=nested` with partitions, a bound for all images, two parameters and a diagonal sigma."""
+    kept = [o for o in SMALL if not o.startswith(("error.", "sampling.n", "images"))]
+    if "transform=translation" in options:
+        kept = [o for o in kept if not o.startswith("threat")]
+    elif "noise=by_part" in options:
+        kept = [o for o in kept if not o.startswith("noise")]
+    small = [
+        "certify=nested",
+        "sampling.n0=2",
+        "sampling.n=16",
+        "certify.inner.n0=8",
+        "certify.inner.n=32",
+        "images.first=1",
+    ]
+    if "error=image_hard" in options:
+        small += ["error.draws=16", "error.choose=16", "error.points=4"]
+    elif "error=distribution" in options:
+        small += ["error.draws=16", "error.calibration=6", "error.points=2"]
+    folder = run_task("certify", *kept, *options, *small, f"checkpoint={checkpoint}", "store=run")
+    (record,) = records(folder)
+    parts = 2 if "error.partition=halves" in options else 1
+    assert len(record["details"]["E_parts"]) == parts
+    assert record["details"]["E"] == pytest.approx(np.linalg.norm(record["details"]["E_parts"]), rel=1e-9)
+    assert record["n"] == 12
+    assert record["guarantee"] == "heuristic"
+    one_sentence(run_main("report", f"stores={folder}", "bounds=two"), "bounds=binary")
+    one_sentence(run_main("report", f"stores={folder}", "top_k=2"), "top_k=1")

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from gsmooth_lightning.rounds import run_rounds, workers
+from gsmooth_lightning.rounds import run_rounds, together, workers
+from plans import finish
 
 CPU = torch.device("cpu")
 
@@ -57,3 +58,28 @@ def test_workers_compute_with_one_thread_each():
     with workers(CPU) as run:
         assert run([torch.get_num_threads] * 4) == [1, 1, 1, 1]
     assert torch.get_num_threads() == 2
+
+
+def test_procedures_together_keep_their_order_and_their_number():
+    """Conclusions in order, whatever the lengths; at most `at_once` run, and none is made before it starts."""
+    running, most = set(), 0
+
+    def procedure(k):
+        nonlocal most
+        running.add(k)
+        most = max(most, len(running))
+        total = 0
+        for step in range(k % 4):  # some end at once
+            total += sum((yield [lambda step=step: k + step] * (1 + k % 2)))
+        running.remove(k)
+        return k, total
+
+    made = []
+    together_ = together((made.append(k) or procedure(k) for k in range(11)), 3)
+    assert made == []
+    found = finish(together_)
+    expected = [(k, sum((k + s) * (1 + k % 2) for s in range(k % 4))) for k in range(11)]
+    assert found == expected
+    assert made == list(range(11))
+    assert most == 3
+    assert finish(together(iter(()), 3)) == []

@@ -24,7 +24,7 @@ from gsmooth_lightning.confidence import (
     looks_up_to,
     two_bounds,
 )
-from gsmooth_lightning.errors import RequestError
+from gsmooth_lightning.errors import RequestError, check_whole
 
 Sampler = Callable[[str, int, int], Generator[Any, Any, Counts]]
 """sampler(stage, first, last): a procedure (see `rounds`) that takes the draws first..last-1 of a stage. It returns the
@@ -63,9 +63,7 @@ class SamplingPlan(ABC):
 
     def __init__(self, n0: int, n: int, alpha: float):
         check_alpha(alpha)
-        for name, value in (("n0", n0), ("n", n)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise RequestError(f"sampling.{name} must be a whole number of draws, at least 1, got {value!r}")
+        check_whole("sampling", n0=(n0, 1), n=(n, 1))
         self.n0, self.n, self.alpha = n0, n, alpha
         if (shown := self.ceiling) <= 0.5:
             self.n = math.ceil(math.log(alpha) / math.log(0.5)) + 1  # enough for Clopper-Pearson

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torchvision.transforms.v2 import functional
 
-from gsmooth_lightning.errors import RequestError
+from gsmooth_lightning.errors import RequestError, check_whole
 
 
 class Preprocess(nn.Sequential):
@@ -87,7 +87,8 @@ class Resize(nn.Module):
 
     def __init__(self, size: int):
         super().__init__()
-        self.size = _pixels(size)
+        check_whole("preprocess", size=(size, 1))
+        self.size = size
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.resize(x, [self.size], antialias=True)
@@ -107,7 +108,8 @@ class CenterCrop(nn.Module):
 
     def __init__(self, size: int):
         super().__init__()
-        self.size = _pixels(size)
+        check_whole("preprocess", size=(size, 1))
+        self.size = size
 
     def forward(self, x: Tensor) -> Tensor:
         if min(x.shape[-2:]) < self.size:
@@ -175,12 +177,6 @@ class GaussianLowPass(nn.Module):
 
     def extra_repr(self) -> str:
         return f"sigma={self.sigma:g}"
-
-
-def _pixels(size: int) -> int:
-    if not isinstance(size, int) or size < 1:
-        raise RequestError(f"size must be a positive number of pixels, got {size!r}")
-    return size
 
 
 @lru_cache(maxsize=16)

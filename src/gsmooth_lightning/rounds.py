@@ -23,8 +23,12 @@ Result = TypeVar("Result")
 Procedure = Generator[list[Job], list[Any], Result]
 
 
-def together(procedures: Iterable[Procedure[Result]]) -> Procedure[list[Result]]:
-    """Advances procedures side by side, as one: a round holds the jobs of all that still run."""
+def together(procedures: Iterable[Procedure[Result]], at_once: int) -> Procedure[list[Result]]:
+    """Advances procedures side by side, at most `at_once`, as one: a round holds the jobs of all that run.
+
+    Returns their conclusions in order. A procedure is made only when it starts.
+    """
+    waiting = enumerate(procedures)
     results: dict[int, Result] = {}
     active: dict[int, tuple[Procedure[Result], list[Job]]] = {}
 
@@ -34,13 +38,17 @@ def together(procedures: Iterable[Procedure[Result]]) -> Procedure[list[Result]]
         except StopIteration as ended:
             results[place] = ended.value
 
-    for place, procedure in enumerate(procedures):
-        advance(place, procedure, None)
+    def enter() -> None:
+        while len(active) < at_once and (entering := next(waiting, None)) is not None:
+            advance(*entering, None)
+
+    enter()
     while active:
         round_, active = active, {}
         answers = iter((yield [job for _, jobs in round_.values() for job in jobs]))
         for place, (procedure, jobs) in round_.items():
             advance(place, procedure, [next(answers) for _ in jobs])
+        enter()
     return [results[place] for place in sorted(results)]
 
 

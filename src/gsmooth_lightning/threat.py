@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from gsmooth_lightning.errors import RequestError
+from gsmooth_lightning.errors import RequestError, check_whole
 from gsmooth_lightning.transform import Transform, compute
 
 SAVED = {"float": (0, 1, None), "8bit": (0, 1, 255), "16bit": (-1, 1, 32768), "real": (-1, 1, None)}
@@ -40,8 +40,8 @@ class Threat(ABC):
     def __init__(self, saved: str = "8bit", size: int | None = None):
         if saved not in SAVED:
             raise RequestError(f"threat.saved must be one of {', '.join(SAVED)}, got {saved!r}")
-        if size is not None and size < 1:
-            raise RequestError(f"threat.size must be a positive number of pixels or null, got {size}")
+        if size is not None:
+            check_whole("threat", size=(size, 1))
         self.saved, self.size = saved, size
 
     @property

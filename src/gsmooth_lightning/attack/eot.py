@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gsmooth_lightning.attack.evaluation import Attacked, check_effort, evaluate, permitted
+from gsmooth_lightning.attack.evaluation import Attacked, evaluate, permitted
 from gsmooth_lightning.attack.worst_of_k import UNIFORM, scattered
-from gsmooth_lightning.errors import RequestError
+from gsmooth_lightning.errors import RequestError, check_whole
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.threat import SAVED, TransformationThreat
@@ -53,7 +53,7 @@ def eot(
     Raises:
         RequestError: an effort too small, a step size outside (0, 1], or a transformation or network without gradients.
     """
-    check_effort(restarts=(restarts, 4), steps=(steps, 1), draws=(draws, 1), n=(n, 1))
+    check_whole("attack", restarts=(restarts, 4), steps=(steps, 1), draws=(draws, 1), n=(n, 1))
     if not isinstance(step_size, int | float) or not 0 < step_size <= 1:
         raise RequestError(f"attack.step_size must be a share of the range, above 0 and at most 1, got {step_size!r}")
     check_gradient(threat, x)

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.rounds import Procedure
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.stream import Stream
@@ -38,13 +37,6 @@ class Attacked:
 
 Attack = Callable[[SmoothedClassifier, TransformationThreat, Tensor, int, Stream], Procedure[Attacked]]
 """(smoothed, threat, prepared image (c, h, w), its label, its draws) -> the attack as a procedure (see `rounds`)."""
-
-
-def check_effort(**efforts: tuple[int, int]) -> None:
-    """Raises RequestError unless each effort, given as name=(number, least), is a whole number of at least that."""
-    for name, (number, least) in efforts.items():
-        if not isinstance(number, int) or isinstance(number, bool) or number < least:
-            raise RequestError(f"attack.{name} must be a whole number from {least} on, got {name}={number!r}")
 
 
 def permitted(threat: TransformationThreat, values: np.ndarray) -> Tensor:

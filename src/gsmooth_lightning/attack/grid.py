@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gsmooth_lightning.attack.evaluation import Attacked, check_effort, evaluate
+from gsmooth_lightning.attack.evaluation import Attacked, evaluate
+from gsmooth_lightning.errors import check_whole
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.threat import TransformationThreat
@@ -34,7 +35,7 @@ def grid(
     Raises:
         RequestError: an effort too small, or more parameters than the threat searches.
     """
-    check_effort(points=(points, 2), n=(n, 1))
+    check_whole("attack", points=(points, 2), n=(n, 1))
     gammas, _ = threat.parameters(points**threat.transform.dim)
     distances = threat.distance(gammas)
     others = gammas[distances.argsort(stable=True)][int((distances < 1e-6 * threat.reach).sum()) :]

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gsmooth_lightning.attack.evaluation import Attacked, check_effort, evaluate, permitted
+from gsmooth_lightning.attack.evaluation import Attacked, evaluate, permitted
+from gsmooth_lightning.errors import check_whole
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.threat import TransformationThreat
@@ -35,7 +36,7 @@ def worst_of_k(
     Raises:
         RequestError: an effort too small.
     """
-    check_effort(k=(k, 4), n=(n, 1))
+    check_whole("attack", k=(k, 4), n=(n, 1))
     gammas = permitted(threat, scattered(threat, stream, k, x.device))
     return (yield from evaluate(smoothed, threat, x, label, stream, gammas, n))
 

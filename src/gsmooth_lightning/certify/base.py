@@ -1,6 +1,7 @@
 """Certificates, and what every certifier does."""
 
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from torch import Tensor
 from gsmooth_lightning.certify.topk import check_top_k, top_k_candidates, top_k_radii
 from gsmooth_lightning.certify.transfer import Transfer, largest_radius, required
 from gsmooth_lightning.confidence import Counts
-from gsmooth_lightning.error import Bound
+from gsmooth_lightning.error import Bound, ErrorBound
 from gsmooth_lightning.errors import RequestError, UncertifiableError
 from gsmooth_lightning.plans import FixedN, Outcome, Sampler, SamplingPlan
 from gsmooth_lightning.rounds import run_rounds
@@ -64,7 +65,13 @@ class Certificate:
 
 
 class Certifier(ABC):
-    """A theorem. `check` refuses what it does not cover, before any work; `procedure` certifies one image."""
+    """A theorem. `check` refuses what it does not cover, before any work; `procedure` certifies one image.
+
+    Attributes:
+        error: bound on the interpolation error, of a theorem that asks for one.
+    """
+
+    error: ErrorBound | None = None
 
     @abstractmethod
     def check(self, smoothed: SmoothedClassifier, threat: Threat) -> None:
@@ -131,7 +138,7 @@ class TransferCertifier(Certifier):
 
     @abstractmethod
     def transfer(self, smoothed: SmoothedClassifier, threat: Threat, bound: Bound, dim: int, slack: float) -> Transfer:
-        """T for an image of `dim` values with this bound; `slack` is the sampler's total variation."""
+        """T for an image of `dim` encoded values with this bound; `slack` is the sampler's total variation."""
 
     def sampler(
         self,
@@ -154,8 +161,8 @@ class TransferCertifier(Certifier):
         self, smoothed: SmoothedClassifier, threat: Threat, x: Tensor, stream: Stream
     ) -> Generator[Any, Any, Certificate]:
         bound = yield from self.bound(smoothed, threat, x, stream)
-        slack = smoothed.slack(x)
-        transfer = self.transfer(smoothed, threat, bound, x.numel(), slack)
+        slack, dim = smoothed.slack(x), math.prod(smoothed.encoded_shape(x))
+        transfer = self.transfer(smoothed, threat, bound, dim, slack)
         spent: list[int] = []
         outcome = yield from self.plan.run(
             self.sampler(smoothed, x, bound, stream, slack, spent.append),
@@ -181,7 +188,7 @@ class TransferCertifier(Certifier):
                 "rho": bound.rho,
                 "alpha_E": bound.alpha,
                 "slack": slack,
-                "dim": x.numel(),
+                "dim": dim,
                 **bound.details,
             },
         )

@@ -16,18 +16,20 @@ from gsmooth_lightning.threat import Threat, TransformationThreat
 
 
 class JointCertifier(TransferCertifier):
-    """r = sigma_theta sqrt( (z(pA) - z(1/2 + rho))^2 - E^2 ) for one-parameter additive transformations.
+    """Certified where sqrt( gamma' Sigma_theta^-1 gamma + E^2 ) < z(pA) - z(1/2 + rho); in one dimension
+    r = sigma_theta sqrt( (z(pA) - z(1/2 + rho))^2 - E^2 ).
 
     Theta and the pixel noise are drawn together; E and rho bound the interpolation defect for every gamma of the
-    threat (Theorem J; with a soft rho, Theorem J'). Votes are counted at the clean image. Total failure probability:
-    that of the votes plus that of the error bound.
+    threat (Theorem J; with a soft rho, Theorem J'). Rotation, scaling and translation together, whose parameters do not
+    add, have a T of their own (see `similarity_transfer`). Votes are counted at the clean image. Total failure
+    probability: that of the votes plus that of the error bound.
 
     Args:
         plan, top_k: as in `TransferCertifier`.
         error: bound on the defect.
     """
 
-    def __init__(self, plan: SamplingPlan, error: ErrorBound, top_k: int = 1):
+    def __init__(self, plan: SamplingPlan, error: ErrorBound | None, top_k: int = 1):
         super().__init__(plan, top_k)
         self.error = error
 
@@ -41,6 +43,7 @@ class JointCertifier(TransferCertifier):
         self, smoothed: SmoothedClassifier, threat: Threat, x: Tensor, stream: Stream
     ) -> Generator[Any, Any, Bound]:
         assert isinstance(threat, TransformationThreat)
+        assert self.error is not None
         return (yield from self.error.procedure(smoothed, threat, x, stream))
 
     def transfer(self, smoothed: SmoothedClassifier, threat: Threat, bound: Bound, dim: int, slack: float) -> Transfer:

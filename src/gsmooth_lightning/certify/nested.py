@@ -22,8 +22,12 @@ from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import partition_masks
 from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.threat import Threat, TransformationThreat
+from gsmooth_lightning.transform import Additive
 
 FORMS = ("clean", "published")
+
+AT_ONCE = 64
+"""Outer draws that are decided side by side; those of inner layers come one after the other, which bounds memory."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,11 @@ class NestedCertifier(TransferCertifier):
     """
 
     def __init__(
-        self, plan: SamplingPlan, inner: SamplingPlan | Sequence[SamplingPlan], error: ErrorBound, form: str = "clean"
+        self,
+        plan: SamplingPlan,
+        inner: SamplingPlan | Sequence[SamplingPlan],
+        error: ErrorBound | None,
+        form: str = "clean",
     ):
         super().__init__(plan)
         if form not in FORMS:
@@ -90,6 +98,13 @@ class NestedCertifier(TransferCertifier):
                 "a soft rho belongs to the joint certificate; nested needs the mass beyond E: use error=image_hard, or "
                 "error.soft=false"
             )
+        if self.form == "published" and not isinstance(smoothed.transform, Additive):
+            raise UncertifiableError(
+                f"the published form is for parameters that add, and those of {smoothed.transform.name} do not; use "
+                "certify.form=clean"
+            )
+        if smoothed.votes == "soft" or self.plan.soft:
+            raise UncertifiableError("nested votes are for a class or none; use votes=hard and sampling=fixed")
         if smoothed.noise is None:
             raise UncertifiableError("the nested certificate smooths over pixels too; use noise=gaussian")
         for plan in [self.plan, *self.inner]:
@@ -104,6 +119,7 @@ class NestedCertifier(TransferCertifier):
         self, smoothed: SmoothedClassifier, threat: Threat, x: Tensor, stream: Stream
     ) -> Generator[Any, Any, Bound]:
         assert isinstance(threat, TransformationThreat)
+        assert self.error is not None
         bound = yield from self.error.procedure(smoothed, threat, x, stream)
         return replace(bound, details=bound.details | {"E_parts": bound.parts, "form": self.form})
 
@@ -139,6 +155,7 @@ class NestedCertifier(TransferCertifier):
         slack: float,
         spend: Callable[[int], None],
     ) -> Sampler:
+        assert self.error is not None
         layers = self.layers(bound, partition_masks(self.error.partition, smoothed.encoded_shape(x)), slack)
 
         def sample(stage: str, first: int, last: int) -> Generator[Any, Any, Counts]:
@@ -192,9 +209,8 @@ def _votes(
     start = first // size
     blocks = yield [lambda b=b: images(b) for b in range(start, -(-last // size))]
     shown = torch.cat(blocks)[first - start * size : last - start * size]
-    found = yield from together(
-        _decide(smoothed, y, layers, stream.within(stage, draw), spend) for draw, y in enumerate(shown, first)
-    )
+    decisions = (_decide(smoothed, y, layers, stream.within(stage, draw), spend) for draw, y in enumerate(shown, first))
+    found = yield from together(decisions, AT_ONCE if not stream.path else 1)
     return np.bincount(found, minlength=smoothed.classes + 1)
 
 

@@ -85,7 +85,7 @@ class PercentileCertifier(Certifier):
         radius: attack radius in the threat's unit, at least 0; cut at the threat's range.
 
     Raises:
-        RequestError: a negative radius, or another plan.
+        RequestError: a negative radius, another plan, or a theorem about votes of its own (nested).
     """
 
     def __init__(self, theorem: TransferCertifier, radius: float):
@@ -93,6 +93,8 @@ class PercentileCertifier(Certifier):
             raise RequestError(f"certify.radius must be a finite number, at least 0, got {radius!r}")
         if not isinstance(theorem.plan, FixedN):
             raise RequestError("order statistics need a number of draws fixed before the first; use sampling=fixed")
+        if type(theorem).sampler is not TransferCertifier.sampler:
+            raise RequestError("order statistics are of the network's own outputs; use the direct or the joint theorem")
         self.theorem, self.radius = theorem, float(radius)
         self.n, self.alpha = theorem.plan.n, theorem.plan.alpha
 
@@ -122,9 +124,9 @@ class PercentileCertifier(Certifier):
         self, smoothed: SmoothedClassifier, threat: Threat, x: Tensor, stream: Stream
     ) -> Generator[Any, Any, CertifiedInterval]:
         bound = yield from self.theorem.bound(smoothed, threat, x, stream)
-        slack = smoothed.slack(x)
+        slack, dim = smoothed.slack(x), math.prod(smoothed.encoded_shape(x))
         radius = min(self.radius, threat.reach)
-        q = required(self.theorem.transfer(smoothed, threat, bound, x.numel(), slack), radius)
+        q = required(self.theorem.transfer(smoothed, threat, bound, dim, slack), radius)
         jobs: list[Job] = [
             partial(outputs, smoothed, x, stream, block) for block in range(-(-self.n // smoothed.block))
         ]

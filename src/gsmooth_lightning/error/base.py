@@ -106,9 +106,11 @@ class Conditions:
 
     def __init__(self, smoothed: SmoothedClassifier, threat: TransformationThreat):
         self.levels = smoothed.levels
-        parts: dict[str, nn.Module | None] = {"transform": smoothed.transform, "preprocess": smoothed.preprocess}
-        parts |= {"law": smoothed.law, "noise": smoothed.noise}
-        self.parts, self.threat = copy.deepcopy(parts), copy.deepcopy(threat)
+        self.parts, self.threat = copy.deepcopy(self.parts_of(smoothed)), copy.deepcopy(threat)
+
+    @staticmethod
+    def parts_of(smoothed: SmoothedClassifier) -> dict[str, nn.Module | None]:
+        return {name: getattr(smoothed, name) for name in ("transform", "preprocess", "law", "noise")}
 
     def check(self, smoothed: SmoothedClassifier, threat: TransformationThreat) -> None:
         """Refuses to use the bound for anything else; a smaller range of parameters is covered.
@@ -116,9 +118,9 @@ class Conditions:
         Raises:
             UncertifiableError: another transformation, preprocessing, sigma or file format, or a wider range.
         """
-        now = Conditions(smoothed, threat)
+        now = self.parts_of(smoothed)
         for name, made in self.parts.items():
-            other = now.parts[name]
+            other = now[name]
             if not (made is other is None) and (made is None or other is None or not same(made, other)):
                 raise UncertifiableError(
                     f"the error bound was made for another {name}: {made}, not {other}; bound the error again"

@@ -30,7 +30,7 @@ from gsmooth_lightning.error.base import (
     norm_of,
     pair_norms,
 )
-from gsmooth_lightning.errors import RequestError
+from gsmooth_lightning.errors import RequestError, check_whole
 from gsmooth_lightning.rounds import Job
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing.partition import check_partition, partition_masks
@@ -139,8 +139,7 @@ class SampledBound(ErrorBound):
     """
 
     def __init__(self, draws: int, points: int, alpha: float, soft: bool, partition: str | None):
-        if min(draws, points) < 2:
-            raise RequestError(f"error.draws and error.points must be at least 2, got {draws} and {points}")
+        check_whole("error", draws=(draws, 2), points=(points, 2))
         check_alpha(alpha)
         check_partition(partition)
         if soft and partition is not None:
@@ -178,8 +177,7 @@ class ImageBound(SampledBound):
         partition: str | None = None,
     ):
         super().__init__(draws, points, alpha, soft, partition)
-        if choose < 2:
-            raise RequestError(f"error.choose must be at least 2, got {choose}")
+        check_whole("error", choose=(choose, 2))
         if not 0 <= quantile <= 1:
             raise RequestError(f"error.quantile must lie between 0 and 1, got {quantile}")
         self.choose, self.quantile = choose, quantile
@@ -210,8 +208,7 @@ class CalibratedBound(SampledBound):
 
     def __init__(self, calibration: int, draws: int, points: int, alpha: float, soft: bool, partition: str | None):
         super().__init__(draws, points, alpha, soft, partition)
-        if not isinstance(calibration, int) or calibration < 4:
-            raise RequestError(f"error.calibration must be at least 4 images, got {calibration}")
+        check_whole("error", calibration=(calibration, 4))
         self.calibration = calibration
         self.fitted: tuple[Bound, Conditions] | None = None
 
@@ -249,6 +246,12 @@ class CalibratedBound(SampledBound):
         conditions.check(smoothed, threat)
         return bound
         yield  # a procedure without jobs
+
+
+def halves(norms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The images (first axis) at random in two halves: one chooses E, the other tests it."""
+    shuffled = norms[np.random.default_rng(0).permutation(len(norms))]
+    return shuffled[: len(norms) // 2], shuffled[len(norms) // 2 :]
 
 
 class DistributionBound(CalibratedBound):
@@ -295,7 +298,7 @@ class DistributionBound(CalibratedBound):
         return sample_defects(smoothed, threat, x, stream, "error-bound", self.draws, self.points, self.partition)
 
     def conclude(self, norms: np.ndarray, threat: TransformationThreat) -> Bound:
-        choose, test = norms[::2], norms[1::2]
+        choose, test = halves(norms)
         own = np.quantile(choose, 0.9 if self.soft else 1 - self.rho / 2, axis=1, method="higher")  # (images, parts)
         parts = tuple(np.quantile(own, self.quantile, axis=0, method="higher").tolist())
         passed = largest_rho(test, parts, self.alpha_inner, self.soft) <= self.rho
@@ -338,18 +341,27 @@ class PooledBound(CalibratedBound):
         super().__init__(calibration, draws, 2, alpha, False, partition)
         if not 0 <= quantile <= 1:
             raise RequestError(f"error.quantile must lie between 0 and 1, got {quantile}")
-        self.value, self.quantile = value, quantile
+        try:
+            self.value = None if value is None else np.asarray(value, dtype=float).reshape(-1)
+        except (TypeError, ValueError) as failure:
+            raise RequestError(f"error.value must be a number or a list of numbers, got {value!r}") from failure
+        if self.value is not None and not ((self.value >= 0) & np.isfinite(self.value)).all():
+            raise RequestError(f"error.value must hold finite numbers from 0 on, got {value!r}")
+        self.quantile = quantile
 
     def measure(self, smoothed: SmoothedClassifier, threat: TransformationThreat, x: Tensor, stream: Stream) -> Sampled:
+        parts = len(_masks(smoothed, x, self.partition))
+        if self.value is not None and len(self.value) not in (1, parts):
+            raise RequestError(f"error.value has {len(self.value)} numbers for {parts} parts; give one for each")
         return sample_pairs(smoothed, threat, x, stream, "error-bound", self.draws, self.partition)
 
     def conclude(self, norms: np.ndarray, threat: TransformationThreat) -> Bound:
         if self.value is None:
-            choose, norms = norms[::2], norms[1::2]
+            choose, norms = halves(norms)
             flat = choose.reshape(-1, choose.shape[-1])
             parts = tuple(np.quantile(flat, self.quantile, axis=0, method="higher").tolist())
         else:
-            parts = tuple(np.broadcast_to(np.asarray(self.value, dtype=float), norms.shape[-1:]).tolist())
+            parts = tuple(np.broadcast_to(self.value, norms.shape[-1:]).tolist())
         q = float(betting_lower(1.0 - beyond(norms, parts).mean(-1), self.alpha))
         details = {"q_E": q, "images": len(norms), "draws": self.draws, "soft": False, "rests_on": POOLED}
         return Bound(norm_of(parts), 1 - q, self.alpha, "heuristic", details, parts)

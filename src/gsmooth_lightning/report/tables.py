@@ -100,7 +100,7 @@ def certificate_rows(
         "data": source,
         "inputs": f"{threat.inputs}; radii in {threat.unit}",
         "base accuracy (no noise, no attack)": share(sum(r["base"] == r["label"] for r in records), n),
-        "smoothed accuracy (most votes)": share(sum(int(np.argmax(r["selection"])) == r["label"] for r in records), n),
+        "smoothed accuracy (most votes)": share(sum(_chosen(r) == r["label"] for r in records), n),
         "abstained": str(sum(r["prediction"] == -1 for r in records)),
     }
     if any("top_k" in r for r in records):
@@ -110,7 +110,7 @@ def certificate_rows(
     guarantee = sorted({r["guarantee"] for r in records})
     covered = [r["details"]["q_E"] for r in records if "q_E" in r.get("details", {})]
     if covered:
-        rows["fraction of images that E covers (q_E)"] = f"at least {min(covered):.4f}"
+        rows["fraction of images that E covers (q_E)"] = f"at least {rounded(min(covered), up=False)}"
     rows |= {
         **median_row(records, threat.unit),
         "evaluations an image": f"{np.mean([r['evaluations'] for r in records]):.0f}",
@@ -154,22 +154,26 @@ def contradictions(attacked: Record, certificate: Record) -> int:
 
 
 def bound_rows(
-    records: Sequence[Record], threat: Threat, images: str, source: str, sigma: float = 1.0
+    records: Sequence[Record], threat: Threat, images: str, source: str, sigma: float | None = None
 ) -> dict[str, str]:
-    """Quantiles of the error bounds of a run, in l2; sigma: of the noise, in whose units records keep them."""
-    parts = sigma * np.array([r.get("parts") or [r["value"]] for r in records])  # (images, parts)
+    """Quantiles of the error bounds of a run, in l2.
+
+    sigma: of the noise, in whose units records keep them; None: it has several, and their units are shown.
+    """
+    scale = sigma or 1.0
+    parts = scale * np.array([r.get("parts") or [r["value"]] for r in records])  # (images, parts)
     rho = np.array([r["rho"] for r in records])
-    largest = sigma * np.array([r["details"].get("largest", np.nan) for r in records])
+    largest = [scale * r["details"]["largest"] for r in records if "largest" in r["details"]]
     rows = {
         "images": f"{len(records)} ({images})",
         "data": source,
-        "inputs": f"{threat.inputs}; E in l2, sigma {sigma:g}",
+        "inputs": f"{threat.inputs}; E in " + (f"l2, sigma {sigma:g}" if sigma else "units of the noise's sigmas"),
     }
     for level in (0.5, 0.9, 0.99, 1.0):
         rows[f"E, {level:.0%} quantile over images"] = _numbers(np.quantile(parts, level, axis=0))
     rows |= {
         "mean E": _numbers(parts.mean(0)),
-        "largest defect seen": f"{largest.max():.4f}",
+        "largest defect seen": f"{max(largest):.4f}" if largest else "none measured",
         "rho, median and largest": f"{np.median(rho):.4g}, {rho.max():.4g}",
         "alpha_E an image": f"{max(r['alpha'] for r in records):g}",
         "threat": threat.describe(),
@@ -181,21 +185,30 @@ def bound_rows(
 
 
 def calibrated_rows(
-    norms: np.ndarray, bound: Bound | None, threat: Threat, images: str, source: str, seconds: float, sigma: float
+    norms: np.ndarray,
+    bound: Bound | None,
+    threat: Threat,
+    images: str,
+    source: str,
+    seconds: float,
+    sigma: float | None,
 ) -> dict[str, str]:
-    """Defects on calibration images (images, draws, parts), and the bound for all images that they show, in l2; sigma:
-    of the noise, in whose units they are given. Columns of Fischer et al. 2020, Tables 1 and 4, and of the SPT slides'
-    Table 11 (the largest observed error). None: the run is not finished."""
-    flat = sigma * norms.reshape(-1, norms.shape[-1])
+    """Defects on calibration images (images, draws, parts), and the bound for all images that they show, in l2: columns
+    of Fischer et al. 2020, Tables 1 and 4, and of the SPT slides' Table 11 (the largest observed error).
+
+    bound: None if the run is not finished. sigma: see `bound_rows`.
+    """
+    scale = sigma or 1.0
+    flat = scale * norms.reshape(-1, norms.shape[-1])
     rows = {
         "images": f"{len(norms)} ({images}), {norms.shape[1]} draws each",
         "data": source,
-        "inputs": f"{threat.inputs}; E in l2, sigma {sigma:g}",
+        "inputs": f"{threat.inputs}; E in " + (f"l2, sigma {sigma:g}" if sigma else "units of the noise's sigmas"),
     }
     if bound is not None:
-        rows["E"] = _numbers(sigma * np.array(bound.parts))
+        rows["E"] = ", ".join(rounded(scale * part, up=True) for part in bound.parts)
         rows["rho"] = f"{bound.rho:.4g}"
-        rows["fraction that E covers (q_E)"] = f"at least {bound.details['q_E']:.4f}"
+        rows["fraction that E covers (q_E)"] = f"at least {rounded(bound.details['q_E'], up=False)}"
         rows["alpha_E, once"] = f"{bound.alpha:g}"
     for level in (0.5, 0.9, 0.99, 0.999):
         rows[f"defect, {level:.1%} quantile"] = _numbers(np.quantile(flat, level, axis=0))
@@ -239,6 +252,17 @@ def text(columns: dict[str, dict[str, str]], width: int = 90) -> str:
 def _frame(columns: dict[str, dict[str, str]]) -> pd.DataFrame:
     names = list(dict.fromkeys(name for rows in columns.values() for name in rows))
     return pd.DataFrame({run: [rows.get(name, "") for name in names] for run, rows in columns.items()}, index=names)
+
+
+def _chosen(record: Record) -> int:
+    """The class with most votes, -1 where all draws abstain."""
+    votes = record["selection"]
+    return int(np.argmax(votes)) if max(votes) > 0 else -1
+
+
+def rounded(value: float, up: bool) -> str:
+    """Four decimals, on the safe side."""
+    return f"{(np.ceil if up else np.floor)(value * 1e4) / 1e4:.4f}"
 
 
 def _survives(predictions: Sequence[int], label: int) -> bool:

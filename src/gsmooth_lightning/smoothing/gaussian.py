@@ -86,9 +86,7 @@ class Gaussian(Law):
         return -ends, ends
 
     def sample(self, source: Source | TrainingSource, n: int, shape: tuple[int, ...]) -> Tensor:
-        sizes = (1,) * (len(shape) - self.sigma.ndim) + tuple(self.sigma.shape)
-        if self.cholesky is None and any(a not in (1, b) for a, b in zip(sizes, shape, strict=False)):
-            raise RequestError(f"sigma of shape {tuple(self.sigma.shape)} does not fit draws of shape {shape}")
+        self._check_shape(shape)
         draws = source.normal(n, *shape)
         if self.cholesky is not None:
             return draws @ self.cholesky.T.to(draws.dtype)
@@ -104,7 +102,14 @@ class Gaussian(Law):
         delta = delta.double().to(self.sigma.device)
         if self.cholesky is not None:
             return torch.linalg.solve_triangular(self.cholesky, delta.T, upper=False).norm(dim=0)
+        self._check_shape(tuple(delta.shape[1:]))
         return (delta / self.sigma).flatten(1).norm(dim=1)
+
+    def _check_shape(self, shape: tuple[int, ...]) -> None:
+        """Refuses draws or shifts of another shape than the sigmas'."""
+        sizes = (1,) * (len(shape) - self.sigma.ndim) + tuple(self.sigma.shape)
+        if self.cholesky is None and any(a not in (1, b) for a, b in zip(sizes, shape, strict=False)):
+            raise RequestError(f"sigma of shape {tuple(self.sigma.shape)} does not fit draws of shape {shape}")
 
     def transfer(self, p: ArrayLike, size: ArrayLike):
         return ndtr(ndtri(p) - np.asarray(size))

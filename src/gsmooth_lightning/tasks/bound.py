@@ -11,6 +11,7 @@ from gsmooth_lightning.certify.store import check_identity, read, read_identity
 from gsmooth_lightning.error import CalibratedBound, Conditions, ErrorBound, StoredBound
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.lit import BoundModule
+from gsmooth_lightning.report.tables import rounded
 from gsmooth_lightning.tasks.launch import command
 from gsmooth_lightning.tasks.report import show
 from gsmooth_lightning.tasks.setup import Run, calibration_images, prepare, smoothed_classifier
@@ -51,9 +52,8 @@ def stored_bound(folder: Path, error: ErrorBound, run: Run) -> ErrorBound:
     if not isinstance(error, CalibratedBound):
         return StoredBound(records, conditions, error)
     fitted = error.fit({r["index"]: r["norms"] for r in records}, smoothed, threat)
-    print(
-        f"E = {fitted.value:.4f} with rho = {fitted.rho:g} for a fraction q_E >= {fitted.details['q_E']:.4f} of images"
-    )
+    covered = rounded(fitted.details["q_E"], up=False)
+    print(f"E = {rounded(fitted.value, up=True)} with rho = {fitted.rho:.4g} for a fraction q_E >= {covered} of images")
     return error
 
 

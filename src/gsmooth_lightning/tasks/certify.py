@@ -7,7 +7,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import WandbLogger
 
-from gsmooth_lightning.certify import JointCertifier, NestedCertifier
+from gsmooth_lightning.certify.store import digest, read_identity
 from gsmooth_lightning.error import CalibratedBound
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.lit import CertificationModule
@@ -22,14 +22,16 @@ def certify(cfg: DictConfig) -> Path:
     of its own beneath."""
     run = prepare(cfg, "certify", ("error", "sampling", "certify"))
     certifier = instantiate(cfg.certify)
-    takes_bounds = isinstance(certifier, JointCertifier | NestedCertifier)
-    if cfg.bounds is not None and not takes_bounds:
-        raise RequestError("bounds=STORE belongs to certify=joint and certify=nested; leave it out")
+    if cfg.bounds is not None and certifier.error is None:
+        raise RequestError("bounds=STORE is for a theorem with an error bound (joint, nested); leave it out")
     certifier.check(run.smoothed, run.threat)
     if cfg.bounds is not None:
         certifier.error = stored_bound(Path(cfg.bounds), certifier.error, run)
+        made = read_identity(cfg.bounds)
+        if made["threat"] != run.identity["threat"]:  # a bound for a wider range is another one
+            run.identity["bounds"] = digest(made)
     with run.store() as store:
-        if cfg.bounds is None and takes_bounds and isinstance(certifier.error, CalibratedBound):
+        if cfg.bounds is None and isinstance(certifier.error, CalibratedBound):
             own = OmegaConf.merge(cfg, {"store": str(run.folder / "bounds"), "logger": None})
             certifier.error = stored_bound(bound(cast(DictConfig, own)), certifier.error, run)
         module = CertificationModule(certifier, run.smoothed, run.threat, store, cfg.seed)

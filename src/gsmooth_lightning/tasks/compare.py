@@ -19,6 +19,8 @@ def compare(cfg: DictConfig) -> str:
     A sequential plan decides the radii that the table shows. Certificates that the threat or classifier refuses have
     the reason in the table.
     """
+    if cfg.bounds is not None:
+        raise RequestError("compare makes the bounds of each certificate; leave bounds out")
     folder = run_folder(cfg, "compare", identity_of(cfg, (*CLASSIFIER, "images", "checkpoint")))
     stores: list[Path] = []
     refused: dict[str, str] = {}

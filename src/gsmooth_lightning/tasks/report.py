@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from gsmooth_lightning.certify import NestedCertifier
 from gsmooth_lightning.certify.rebound import check_reboundable, rebound
 from gsmooth_lightning.certify.store import Record, check_identity, read, read_identity
 from gsmooth_lightning.certify.topk import check_top_k
@@ -197,7 +198,9 @@ def rows(sources: Mapping[str, Source], radii: Mapping[str, Sequence[float]]) ->
             columns[name] = error_rows(source, images, data)
         elif certified is not None:
             check_identity(source.path, sources[certified].identity, JOINED)
-            columns[certified] |= attack_rows(records, sources[certified].records, attack_name(source))
+            nested = isinstance(instantiate(sources[certified].settings.certify), NestedCertifier)
+            certificates = [] if nested else sources[certified].records  # of another classifier than was attacked
+            columns[certified] |= attack_rows(records, certificates, attack_name(source))
         else:
             columns[name] = {
                 "images": f"{len(records)} ({images})",
@@ -216,8 +219,9 @@ def attack_name(source: Source) -> str:
 
 def error_rows(source: Source, images: str, data: str) -> dict[str, str]:
     """The lines of a store of error bounds, or of the defects from which one bound for all images is made."""
-    records, threat, sigma = source.records, source.threat, source.settings.noise.get("sigma")
-    scale = float(sigma) if isinstance(sigma, int | float) else 1.0  # several sigmas: E in their units
+    records, threat = source.records, source.threat
+    sigma = source.settings.noise.get("sigma") if source.settings.noise is not None else None
+    scale = float(sigma) if isinstance(sigma, int | float) else None
     if "norms" not in records[0]:
         return bound_rows(records, threat, images, data, scale)
     error: CalibratedBound = instantiate(source.settings.error)

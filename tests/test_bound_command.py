@@ -1,0 +1,94 @@
+"""`gsmooth bound` and what its stores say: tables, resume, bounds for a wider range, and stores it does not fit."""
+
+import pytest
+
+from conftest import SMALL, one_sentence, records, run_main, run_task, timeless
+
+PLAIN = [o for o in SMALL if not o.startswith(("error.", "noise"))]
+POOLED = ("error=pooled", "error.calibration=12", "error.draws=16", "error.value=0.9")
+
+
+def rows(folder):
+    """report.md as a dictionary of its one column."""
+    lines = [line.strip("|\n").split("|") for line in (folder / "report.md").read_text().splitlines()[2:]]
+    return {name.strip(): value.strip() for name, value in lines}
+
+
+def test_table_of_a_pooled_bound(here):
+    """Fischer's columns, in l2, with one number for each part; numbers on the safe side."""
+    ended = run_main("bound", *PLAIN, *POOLED, "noise.sigma=0.5", "error.partition=halves", "store=pooled")
+    assert (ended.code, ended.error) == (0, None), ended.err
+    shown = rows(here / "pooled")
+    assert shown["E"] == "0.4500, 0.4500"  # .9 sigma
+    assert shown["images"].startswith("12 (12 listed images of train), 16 draws each")
+    stored = [d for r in records(here / "pooled") for d in r["norms"]]
+    assert len(stored) == 12 * 16
+    assert all(len(d) == 2 for d in stored)
+    left, right = (float(v) for v in shown["largest defect seen"].split(", "))
+    assert left == pytest.approx(0.5 * max(d[0] for d in stored), abs=1e-4)
+    assert right == pytest.approx(0.5 * max(d[1] for d in stored), abs=1e-4)
+    q = float(shown["fraction that E covers (q_E)"].removeprefix("at least "))
+    assert 0 < q <= sum(max(d) <= 0.9 for d in stored) / len(stored)
+    assert "at random" in shown["not proved"]
+
+
+def test_several_sigmas_keep_their_units(here):
+    run_main("bound", *PLAIN, *POOLED, "noise=by_part", "noise.sigma=[0.3,0.6]", "store=parts")
+    assert "E in units of the noise's sigmas" in rows(here / "parts")["inputs"]
+    ended = run_main("bound", *PLAIN, "error=base", "noise=none", "images.first=2", "store=none")
+    assert (ended.code, ended.error) == (0, None), ended.err
+    assert rows(here / "none")["largest defect seen"] == "none measured"
+
+
+def test_an_interrupted_calibration_goes_on(checkpoint, here):
+    """A part of the calibration images bounds nothing; the same command measures the others, to the same bytes."""
+    options = (*PLAIN, *POOLED, "noise.sigma=0.25")
+    run_task("bound", *options, "store=whole")
+    run_task("bound", *options, "store=torn")
+    lines = (here / "torn" / "records.jsonl").read_bytes().splitlines(keepends=True)
+    (here / "torn" / "records.jsonl").unlink()
+    (here / "torn" / "rank-0.jsonl").write_bytes(b"".join(lines[:5]) + lines[5][:30])
+    certify = (*options, f"checkpoint={checkpoint}", "bounds=torn", "images.first=1", "store=run")
+    one_sentence(run_main("certify", *certify), "its 12 calibration images, and 5 were measured")
+    assert "5 (" in run_main("report", "stores=torn", "out=part").out
+    run_task("bound", *options, "store=torn")
+    assert timeless(here / "torn")["records.jsonl"] == timeless(here / "whole")["records.jsonl"]
+    run_task("certify", *certify)
+    assert len(records(here / "run")) == 1
+
+
+def test_a_wider_bound_is_another_run(checkpoint, here):
+    """Bounds for a wider range are valid, and certificates with them do not mix with others in a store."""
+    options = (*SMALL, "images.first=2")
+    run_task("bound", *options, "store=same")
+    run_task("bound", *options, "threat.low=-20", "threat.high=20", "store=wide")
+    run = (*options, f"checkpoint={checkpoint}", "store=run")
+    run_task("certify", *run, "bounds=same", "images.first=1")
+    one_sentence(run_main("certify", *run, "bounds=wide"), "bounds differ")
+    run_task("certify", *run, "bounds=same")
+    assert len(records(here / "run")) == 2
+
+
+def test_nested_stores_in_reports(checkpoint, here):
+    """All draws abstain: no class has most votes. An attack of the flat classifier contradicts nothing nested."""
+    nested = ("certify=nested", "error=image_hard", "certify.inner.n=64", "sampling.n0=8", "sampling.n=16")
+    kept = [o for o in SMALL if not o.startswith(("noise", "sampling.n"))]
+    command = (*kept, "noise.sigma=0.02", f"checkpoint={checkpoint}", "images.first=3")
+    run_task("certify", *command, *nested, "store=nested")
+    assert all(sum(r["selection"]) == 0 and r["prediction"] == -1 for r in records(here / "nested"))
+    run_task("attack", *command, "attack.k=4", "attack.n=16", "store=attacked")
+    shown = run_main("report", "stores=[nested,attacked]", "out=both").out
+    assert "attacked accuracy, smoothed (worst of k)" in shown
+    assert "contradicted" not in shown
+    assert rows(here / "both")["smoothed accuracy (most votes)"].startswith("0.000")
+
+
+def test_mistakes_end_in_one_sentence(checkpoint, here):
+    given = f"checkpoint={checkpoint}"
+    one_sentence(run_main("compare", *SMALL, given, "bounds=there"), "leave bounds out")
+    one_sentence(run_main("bound", *SMALL, "data.enlarge=40.5"), "threat.size", "40.5")
+    one_sentence(run_main("bound", *PLAIN, "error=pooled", "error.calibration=5000"), "5000", "training images")
+    one_sentence(run_main("bound", *PLAIN, "error=none"), "nothing to bound")
+    wrong = ("noise=by_part", "noise.shape=[1,14,14]")
+    one_sentence(run_main("bound", *[o for o in SMALL if "noise" not in o], *wrong), "does not fit")
+    assert not (here / "runs").exists() or not list((here / "runs").rglob("records.jsonl"))
