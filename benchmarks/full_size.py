@@ -41,6 +41,9 @@ SETS = {
     "ImageNet, ResNet-50, 224x224": (
         "experiment=fischer_imagenet",
         "data.dataset.root={data}/imagenet-sample",
+        "data.enlarge=256",
+        "data.dataset.size=256",
+        "data.dataset.resize=256",
         "images.every=1",
     ),
     "KITTI, ResNet-18, 375x1242": (

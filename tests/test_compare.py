@@ -24,13 +24,11 @@ PLANS = (
 ALL = ("joint", "joint_sequential", "joint_distribution", "nested_published", "nested_sequential", "base_spt")
 
 
-def table(path):
-    """report.md as a frame: rows by name, a column for each certificate."""
-    lines = [line.strip("|\n").split("|") for line in path.read_text().splitlines()]
-    header, body = lines[0], lines[2:]
-    return pd.DataFrame(
-        [[c.strip() for c in row[1:]] for row in body], [row[0].strip() for row in body], header[1:]
-    ).rename(columns=str.strip)
+def table(path, which=1):
+    """A table of report.md as a frame: 0 has a row for each certificate, 1 a column."""
+    lines = [line.strip("|\n").split("|") for line in path.read_text().split("\n\n")[which].splitlines()]
+    cells = [[cell.strip() for cell in row] for row in lines]
+    return pd.DataFrame([row[1:] for row in cells[2:]], [row[0] for row in cells[2:]], cells[0][1:])
 
 
 def test_rotation_has_six_certificates_and_two_reasons(checkpoint, here):
@@ -53,6 +51,12 @@ def test_rotation_has_six_certificates_and_two_reasons(checkpoint, here):
         assert float(shown.loc["seconds an image", name]) > 0
     assert "without a measurement" in shown.loc["not proved", "base_spt"]
     assert {r["radius"] for r in records(here / "all" / "nested_sequential")} <= {0.0, 5.0, 10.0}
+    compared = table(here / "all" / "report.md", 0)
+    assert list(compared.index) == list(shown.columns)
+    assert compared.loc["nested_sequential", "guarantee"] == "heuristic"
+    assert compared.loc["joint", "certified at 5 degrees"] == shown.loc["certified at 5 degrees", "joint"]
+    assert "not exact under bilinear" in compared.loc["direct", "does not apply"]
+    assert compared.loc["joint", "certified at 5 degrees"] in ended.out
     assert (here / "all" / "report.png").stat().st_size > 10_000
     before = {p: p.read_bytes() for p in (here / "all").rglob("records.jsonl")}
     assert run_main("compare", *command).code == 0

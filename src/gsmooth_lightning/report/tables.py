@@ -111,6 +111,10 @@ def certificate_rows(
     covered = [r["details"]["q_E"] for r in records if "q_E" in r.get("details", {})]
     if covered:
         rows["fraction of images that E covers (q_E)"] = f"at least {rounded(min(covered), up=False)}"
+    errors = [r["details"]["E"] for r in records if "rho" in r.get("details", {})]
+    if any(errors):
+        quantiles = ", ".join(rounded(e, up=True) for e in np.quantile(errors, [0.5, 0.9, 0.99]))
+        rows["E in units of the noise, 50, 90, 99 % of images"] = quantiles
     rows |= {
         **median_row(records, threat.unit),
         "evaluations an image": f"{np.mean([r['evaluations'] for r in records]):.0f}",
@@ -230,6 +234,17 @@ def rests_on(records: Sequence[Record]) -> dict[str, str]:
     """The row that names unproved hypotheses, if there are any."""
     named = {r.get("details", {}).get("rests_on") for r in records} - {None}
     return {"not proved": "; ".join(sorted(named))} if named else {}
+
+
+COMPARED = ("certified at", "median certified radius", "evaluations an image", "seconds an image", "does not apply")
+"""Rows by which certificates are compared, beside their guarantee."""
+
+
+def by_run(columns: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """The rows that compare runs as columns, one row a run."""
+    rows = {name: None for run in columns.values() for name in run if name.startswith(COMPARED)}
+    found = {name: {run: values.get(name, "") for run, values in columns.items()} for name in rows}
+    return {"guarantee": {run: values.get("guarantee", "").split(":")[0] for run, values in columns.items()}} | found
 
 
 def markdown(columns: dict[str, dict[str, str]]) -> str:

@@ -25,6 +25,7 @@ from gsmooth_lightning.report.logs import as_log, read_log
 from gsmooth_lightning.report.tables import (
     attack_rows,
     bound_rows,
+    by_run,
     calibrated_rows,
     certificate_rows,
     default_radii,
@@ -134,7 +135,7 @@ def show(
         envelope: adds the upper envelope of all certificates (`curves.envelope`).
         cohen: file to which the certificates of the one store are written as a log.
         alpha, bounds, top_k: bound the votes of stores with a fixed n again, in this way (see `rebound`).
-        refused: certificates that do not apply, with the reason.
+        refused: certificates that do not apply, with the reason: compares the others, a row each, above the table.
     """
     if not stores:
         raise RequestError("there is nothing to report; name stores=[FOLDER,...]")
@@ -155,7 +156,10 @@ def show(
     if envelope:
         columns["upper envelope"] = envelope_rows(runs, next(iter(shown.values()), []))
     target = Path(out) if out is not None else (paths[-1].parent if paths[-1].is_file() else paths[-1])
-    files = {target / "report.md": markdown(columns) + "\n", target / "report.tex": latex(columns)}
+    whole = markdown(columns) + "\n"
+    if refused is not None:
+        whole = markdown(by_run(columns)) + "\n\n" + whole
+    files = {target / "report.md": whole, target / "report.tex": latex(columns)}
     if cohen is not None:
         (records,) = runs.values()
         files[Path(cohen)] = as_log(records)
@@ -170,7 +174,7 @@ def show(
         raise RequestError(
             f"cannot write {failure.filename or target} ({failure.strerror}); set out=FOLDER, and cohen=FILE, elsewhere"
         ) from failure
-    table = text(columns)
+    table = text(columns if refused is None else by_run(columns))
     print(table)
     print("written:", *files, *([target / "report.png"] if figure is not None else []))
     return table
