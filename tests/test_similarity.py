@@ -11,6 +11,7 @@ from scipy.optimize import brentq
 from scipy.special import ndtr
 from scipy.stats import chi2, ncx2, norm, rice
 
+from conftest import SMALL, one_sentence, records, run_main, run_task
 from gsmooth_lightning.certify.transfer import law_transfer
 from gsmooth_lightning.errors import UncertifiableError
 from gsmooth_lightning.smoothing import Gaussian, Laplace
@@ -244,3 +245,18 @@ def test_one_sigma_is_for_all_parameters():
 def test_laws_without_the_theorem_are_refused(law):
     with pytest.raises(UncertifiableError, match=r"law\.sigma=\[DEGREES,LOG_FACTOR,PIXELS,PIXELS\]"):
         law_transfer(Similarity(), law, *BOX)
+
+
+def test_certified_from_the_command_line(checkpoint, here):
+    """`gsmooth certify threat=similarity`: radii are shares of the range; a translation law that a turn would change is
+    refused."""
+    kept = [o for o in SMALL if not o.startswith(("law", "threat", "images", "error.points"))]
+    command = (*kept, "threat=similarity", "transform=similarity", "images.first=2", "error.points=81")
+    given = (f"checkpoint={checkpoint}", "store=run")
+    folder = run_task("certify", *command, *given, "law.sigma=[20,0.3,3,3]")
+    found = records(folder)
+    assert {r["unit"] for r in found} == {"share of the range"}
+    assert all(0 <= r["radius"] <= 1 for r in found)
+    assert all(r["details"]["E"] > 0 for r in found)
+    one_sentence(run_main("certify", *command, *given, "law.sigma=[20,0.3,3,2]"), "the last two alike")
+    one_sentence(run_main("certify", *command, *given, "law.sigma=[20,0.3]"), "4 parameters", "one number for each")
