@@ -398,7 +398,7 @@ def test_one_sigma_for_each_part():
     "options",
     [
         ("error=image_hard", "error.partition=halves"),
-        ("error=distribution", "error.partition=quadrants", "error.rho=0.5", "error.alpha_inner=0.05"),
+        ("error=distribution", "error.partition=halves", "error.rho=0.5", "error.alpha_inner=0.05"),
         (
             "error=image_hard",
             "transform=translation",
@@ -420,9 +420,9 @@ def test_nested_from_the_command_line(checkpoint, here, options):
     small = [
         "certify=nested",
         "sampling.n0=2",
-        "sampling.n=16",
+        "sampling.n=12",
         "certify.inner.n0=8",
-        "certify.inner.n=32",
+        "certify.inner.n=16",
         "images.first=1",
     ]
     if "error=image_hard" in options:
