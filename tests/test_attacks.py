@@ -376,11 +376,11 @@ def test_networks_without_gradients_are_refused():
 @pytest.mark.parametrize(
     ("attack", "options", "words"),
     [
-        (worst_of_k, {"k": 3}, r"attack\.k .*4 on, got k=3"),
-        (worst_of_k, {"n": 0}, r"attack\.n .*got n=0"),
-        (worst_of_k, {"k": 4.5}, r"attack\.k .*k=4\.5"),
-        (grid, {"points": 1}, r"attack\.points .*points=1"),
-        (grid, {"n": True}, r"attack\.n .*n=True"),
+        (worst_of_k, {"k": 3}, r"attack\.k .*at least 4, got 3"),
+        (worst_of_k, {"n": 0}, r"attack\.n .*got 0"),
+        (worst_of_k, {"k": 4.5}, r"attack\.k .*got 4\.5"),
+        (grid, {"points": 1}, r"attack\.points .*got 1"),
+        (grid, {"n": True}, r"attack\.n .*got True"),
         (eot, {"restarts": 3}, r"attack\.restarts"),
         (eot, {"steps": 0}, r"attack\.steps"),
         (eot, {"draws": "many"}, r"attack\.draws .*'many'"),
@@ -405,7 +405,7 @@ def test_grids_beyond_all_means_are_refused():
     [
         (("attack=eot", "transform.interpolation=nearest"), ("rotation", "attack=grid")),
         (("attack=eot", "attack.step_size=2"), ("attack.step_size", "got 2")),
-        (("attack=grid", "attack.points=1"), ("attack.points", "points=1")),
+        (("attack=grid", "attack.points=1"), ("attack.points", "got 1")),
         (("attack=grid", "attack.k=4"), ("attack.k",)),
     ],
 )

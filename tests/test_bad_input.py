@@ -174,7 +174,7 @@ CASES = {
     "epochs no number": Case("train", (*QUIET, "train.epochs=abc"), ("train.epochs", "abc")),
     "batch size zero": Case("train", (*QUIET, "train.batch_size=0"), ("batch_size", "0")),
     "learning rate negative": Case("train", (*QUIET, "train.optimizer.lr=-1", "store=run"), ("-1",)),
-    "attack k": Case("attack", trained("attack.k=1", "store=run"), ("attack.k", "k=1")),
+    "attack k": Case("attack", trained("attack.k=1", "store=run"), ("attack.k", "got 1")),
     "accelerator missing": certify("trainer.accelerator=nosuch", words=("nosuch",)),
     # which images
     "indices out of range": certify("images.first=null", "images.indices=[3,400]", words=("399", "[400]")),

@@ -215,5 +215,6 @@ def test_calibration_and_certification_see_pictures_as_they_are(here, network):
     overrides = (*small, "error=distribution", "error.draws=64", "error.rho=0.2", "error.points=3", refuse)
     with pytest.raises(AssertionError, match="augmentation where none belongs"):
         run_task("train", *QUIET, refuse, "train.epochs=1", "store=trained")
-    run_task("bound", *overrides, f"checkpoint={network(*overrides)}", "store=run")
+    run_task("certify", *overrides, f"checkpoint={network(*overrides)}", "store=run")
+    assert len(records(here / "run" / "bounds")) == 200  # what it calibrated on
     assert len(records(here / "run")) == 6
