@@ -259,4 +259,6 @@ def test_certified_from_the_command_line(checkpoint, here):
     assert all(0 <= r["radius"] <= 1 for r in found)
     assert all(r["details"]["E"] > 0 for r in found)
     one_sentence(run_main("certify", *command, *given, "law.sigma=[20,0.3,3,2]"), "the last two alike")
-    one_sentence(run_main("certify", *command, *given, "law.sigma=[20,0.3]"), "4 parameters", "one number for each")
+    for sigma in ("[20,0.3]", "20"):  # degrees are no log factors
+        refused = run_main("certify", *command, *given, f"law.sigma={sigma}")
+        one_sentence(refused, "4 parameters", "one number for each")

@@ -84,7 +84,7 @@ class ErrorBound(ABC):
                 "an interpolation error needs a Gaussian law and Gaussian pixel noise (Theorem J); use law=gaussian "
                 "and noise=gaussian"
             )
-        if law.sigma.numel() not in (1, mine.dim):
+        if law.sigma.numel() != mine.dim and (law.sigma.numel() > 1 or len(set(mine.units)) > 1):
             raise UncertifiableError(
                 f"{mine.name} has {mine.dim} parameters ({', '.join(mine.units)}): law.sigma needs one number for each"
             )

@@ -103,7 +103,9 @@ def _in_blocks(smoothed: SmoothedClassifier, stream: Stream, draws: int, block: 
     blocks = yield [partial(block, b) for b in range(-(-draws // smoothed.block))]
     norms = torch.cat(blocks)[:draws].cpu().numpy() * UP
     if not np.isfinite(norms).all():
-        raise RequestError(f"image {stream.image} has a defect that is not a number; check the preprocessing steps")
+        raise RequestError(
+            f"image {stream.image} has a defect that is not a number; narrow the law, or check the preprocessing"
+        )
     return norms
 
 
