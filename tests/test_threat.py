@@ -147,3 +147,13 @@ def test_description_states_range_interpolation_enlargement_and_format():
     words = TransformationThreat(Rotation("bicubic"), -10, 20, step=1, size=28).describe()
     for word in ("rotation", "-10 to 20 degrees", "multiples of 1", "bicubic", "shorter side of 28 pixels", "8 bits"):
         assert word in words
+
+
+def test_a_file_does_not_depend_on_its_batch():
+    """A matrix product's last bits depend on the batch, and decide what a pixel is rounded to: files are made alone."""
+    images = torch.rand(24, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    threat = TransformationThreat(Rotation(), -30, 30)
+    clean, gammas = threat.prepare(images), torch.linspace(-30, 30, 24)[:, None]
+    together = threat.apply(clean, gammas)
+    for k in (0, 7, 23):
+        assert torch.equal(threat.apply(clean[k : k + 1], gammas[k : k + 1])[0], together[k])
