@@ -429,12 +429,18 @@ def test_nested_from_the_command_line(checkpoint, here, options):
         small += ["error.draws=16", "error.choose=16", "error.points=4"]
     elif "error=distribution" in options:
         small += ["error.draws=16", "error.calibration=6", "error.points=2"]
+    if "error=distribution" in options:
+        small += ["certify.inner.n=32"]  # enough votes for E: the layers are really drawn
     folder = run_task("certify", *kept, *options, *small, f"checkpoint={checkpoint}", "store=run")
     (record,) = records(folder)
     parts = 2 if "error.partition=halves" in options else 1
     assert len(record["details"]["E_parts"]) == parts
     assert record["details"]["E"] == pytest.approx(np.linalg.norm(record["details"]["E_parts"]), rel=1e-9)
     assert record["n"] == 12
+    if (
+        "error=distribution" in options
+    ):  # (2 + 12) (8 + 32) draws, two blocks of 64 within each
+        assert record["evaluations"] == 14 * 40 * 128
     assert record["guarantee"] == "heuristic"
     one_sentence(run_main("report", f"stores={folder}", "bounds=two"), "bounds=binary")
     one_sentence(run_main("report", f"stores={folder}", "top_k=2"), "top_k=1")

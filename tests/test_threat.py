@@ -18,6 +18,7 @@ from gsmooth_lightning.transform import (
     GaussianBlur,
     Identity,
     Rotation,
+    Similarity,
 )
 
 
@@ -157,3 +158,12 @@ def test_a_file_does_not_depend_on_its_batch():
     together = threat.apply(clean, gammas)
     for k in (0, 7, 23):
         assert torch.equal(threat.apply(clean[k : k + 1], gammas[k : k + 1])[0], together[k])
+
+
+def test_a_parameter_without_width_is_searched_once():
+    threat = TransformationThreat(Similarity(), [-10, 0, 0, -1], [10, 0, 0, 1])
+    gammas, _ = threat.parameters(9)
+    assert len(gammas) == len(gammas.unique(dim=0)) == 9
+    assert gammas[:, 1:3].abs().max() == 0
+    with pytest.raises(RequestError, match="contain 0 and more"):
+        TransformationThreat(Similarity(), 0, 0)

@@ -58,8 +58,7 @@ class RectangleVignette(nn.Module):
 
     def __init__(self, margin: int):
         super().__init__()
-        if not isinstance(margin, int) or margin < 0:
-            raise RequestError(f"margin must be a whole number of pixels from 0 on, got {margin!r}")
+        check_whole("preprocess", margin=(margin, 0))
         self.margin = margin
 
     def forward(self, x: Tensor) -> Tensor:

@@ -204,7 +204,7 @@ class TransformationThreat(Threat):
         box, dim = list(zip(self.lows, self.highs, strict=True)), len(self.lows)
         if self.step is None:
             side = points if dim == 1 else max(3, math.ceil(points ** (1 / dim) - 1e-9))
-            numbers = [range(side)] * dim
+            numbers = [range(side if a < b else 1) for a, b in box]  # a range may have no width
         else:
             numbers = [range(-int(-a / self.step + 1e-9), int(b / self.step + 1e-9) + 1) for a, b in box]
         count = math.prod(map(len, numbers))
@@ -214,7 +214,7 @@ class TransformationThreat(Threat):
                 "threat, raise threat.step or set it to null, or search fewer points"
             )
         if self.step is None:
-            axes = [torch.linspace(a, b, side) for a, b in box]
+            axes = [torch.linspace(a, b, len(k)) for (a, b), k in zip(box, numbers, strict=True)]
         else:
             axes = [torch.tensor(k, dtype=torch.float64).mul(self.step).float() for k in numbers]
         return torch.cartesian_prod(*axes).reshape(-1, dim), self.step is not None

@@ -18,7 +18,7 @@ from gsmooth_lightning.plans import FixedN, Outcome, Sampler, SamplingPlan
 from gsmooth_lightning.rounds import run_rounds
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.stream import Stream
-from gsmooth_lightning.threat import Threat
+from gsmooth_lightning.threat import Threat, TransformationThreat
 
 ABSTAIN = -1
 GUARANTEES = ("sound", "distributional", "surrogate", "heuristic")
@@ -232,3 +232,32 @@ class TransferCertifier(Certifier):
             f"alpha={self.plan.alpha:g} certify at most {ceiling:.4g} {threat.unit} of this threat; raise sampling.n "
             "or the sigma, or lower sampling.radii"
         )
+
+
+class InterpolatedCertifier(TransferCertifier):
+    """A theorem for transformations that interpolate: it asks for a bound on the defect.
+
+    Args:
+        plan, top_k: as in `TransferCertifier`.
+        error: the bound.
+    """
+
+    def __init__(self, plan: SamplingPlan, error: ErrorBound | None, top_k: int = 1):
+        super().__init__(plan, top_k)
+        self.error = error
+
+    def check(self, smoothed: SmoothedClassifier, threat: Threat) -> None:
+        if self.error is None:
+            raise UncertifiableError(
+                "this theorem needs a bound on the interpolation error; use error=image with certify=joint, "
+                "error=image_hard with certify=nested"
+            )
+        self.error.check(smoothed, threat)
+        self.check_plan(smoothed, threat)
+
+    def bound(
+        self, smoothed: SmoothedClassifier, threat: Threat, x: Tensor, stream: Stream
+    ) -> Generator[Any, Any, Bound]:
+        assert isinstance(threat, TransformationThreat)
+        assert self.error is not None
+        return (yield from self.error.procedure(smoothed, threat, x, stream))

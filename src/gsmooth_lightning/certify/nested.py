@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from scipy.special import ndtr
 from torch import Tensor
 
-from gsmooth_lightning.certify.base import TransferCertifier
+from gsmooth_lightning.certify.base import InterpolatedCertifier
 from gsmooth_lightning.certify.transfer import Transfer, parameter_transfer
 from gsmooth_lightning.confidence import Counts
 from gsmooth_lightning.error import Bound, ErrorBound
@@ -45,7 +45,7 @@ class Layer:
     threshold: float
 
 
-class NestedCertifier(TransferCertifier):
+class NestedCertifier(InterpolatedCertifier):
     """h(y) = argmax_c P_eps( f(y + eps) = c ), g(x) = argmax_c P_theta( h(preprocess(psi(x, theta))) = c ).
 
     An outer draw theta votes for the class that a test at level alpha_eps finds robust within E around the transformed
@@ -80,19 +80,20 @@ class NestedCertifier(TransferCertifier):
         error: ErrorBound | None,
         form: str = "clean",
     ):
-        super().__init__(plan)
+        super().__init__(plan, error)
         if form not in FORMS:
             raise RequestError(f"certify.form must be one of {', '.join(FORMS)}, got {form!r}")
         self.inner = [inner] if isinstance(inner, SamplingPlan) else list(inner)
         for layer in self.inner:
             if not (isinstance(layer, FixedN) or (isinstance(layer, GroupSequential) and layer.radii == (1.0,))):
                 raise RequestError("certify.inner must be a FixedN plan, or a GroupSequential one with radii=[1]")
-        self.error, self.form = error, form
+        self.form = form
 
     def check(self, smoothed: SmoothedClassifier, threat: Threat) -> None:
-        if self.error is None:
-            raise UncertifiableError("the nested certificate needs an error bound; use error=image_hard")
-        self.error.check(smoothed, threat)
+        if smoothed.votes == "soft" or self.plan.soft:
+            raise UncertifiableError("nested votes are for a class or none; use votes=hard and sampling=fixed")
+        super().check(smoothed, threat)
+        assert self.error is not None
         if self.error.soft:
             raise UncertifiableError(
                 "a soft rho belongs to the joint certificate; nested needs the mass beyond E: use error=image_hard, or "
@@ -103,8 +104,6 @@ class NestedCertifier(TransferCertifier):
                 f"the published form is for parameters that add, and those of {smoothed.transform.name} do not; use "
                 "certify.form=clean"
             )
-        if smoothed.votes == "soft" or self.plan.soft:
-            raise UncertifiableError("nested votes are for a class or none; use votes=hard and sampling=fixed")
         if smoothed.noise is None:
             raise UncertifiableError("the nested certificate smooths over pixels too; use noise=gaussian")
         for plan in [self.plan, *self.inner]:
@@ -113,14 +112,11 @@ class NestedCertifier(TransferCertifier):
                     "under attack every draw that is not robust may vote for another class, so that a bound on the "
                     "votes for it says nothing; use sampling.bounds=binary"
                 )
-        self.check_plan(smoothed, threat)
 
     def bound(
         self, smoothed: SmoothedClassifier, threat: Threat, x: Tensor, stream: Stream
     ) -> Generator[Any, Any, Bound]:
-        assert isinstance(threat, TransformationThreat)
-        assert self.error is not None
-        bound = yield from self.error.procedure(smoothed, threat, x, stream)
+        bound = yield from super().bound(smoothed, threat, x, stream)
         return replace(bound, details=bound.details | {"E_parts": bound.parts, "form": self.form})
 
     def transfer(self, smoothed: SmoothedClassifier, threat: Threat, bound: Bound, dim: int, slack: float) -> Transfer:

@@ -172,8 +172,8 @@ def calibration_images(cfg: DictConfig) -> DictConfig:
         RequestError: there are fewer.
     """
     wanted, total = cfg.error.calibration, len(data_module(cfg).split("train"))
-    if not isinstance(wanted, int) or wanted > total:
-        raise RequestError(f"error.calibration must be a number of the {total} training images, got {wanted!r}")
+    if wanted > total:
+        raise RequestError(f"error.calibration must be at most the {total} training images, got {wanted}")
     chosen = sorted(np.random.default_rng(cfg.seed).permutation(total)[:wanted].tolist())
     images = {"split": "train", "first": None, "every": 1, "indices": chosen}
     return cast(DictConfig, OmegaConf.merge(cfg, {"images": images}))
