@@ -437,9 +437,7 @@ def test_nested_from_the_command_line(checkpoint, here, options):
     assert len(record["details"]["E_parts"]) == parts
     assert record["details"]["E"] == pytest.approx(np.linalg.norm(record["details"]["E_parts"]), rel=1e-9)
     assert record["n"] == 12
-    if (
-        "error=distribution" in options
-    ):  # (2 + 12) (8 + 32) draws, two blocks of 64 within each
+    if "error=distribution" in options:  # (2 + 12) (8 + 32) draws, two blocks of 64 within each
         assert record["evaluations"] == 14 * 40 * 128
     assert record["guarantee"] == "heuristic"
     one_sentence(run_main("report", f"stores={folder}", "bounds=two"), "bounds=binary")
