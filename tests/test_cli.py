@@ -121,7 +121,7 @@ def test_report_joins_certificates_and_attack(checkpoint, certified, here):
     assert (ended.code, ended.err, ended.error) == (0, "", None)
     table = (here / "there" / "report.md").read_text()
     assert table.splitlines()[0].count("|") == 3  # names and one column
-    for words in ("certified at 0 degrees", "attacked accuracy, smoothed", "contradicted by the attack", "heuristic"):
+    for words in ("certified at 0 degrees", "attacked accuracy, smoothed", "contradicted by the attack", "sound"):
         assert words in table
     assert (here / "there" / "report.png").read_bytes().startswith(b"\x89PNG")
 

@@ -63,7 +63,7 @@ def test_demo_proves_most_images_and_says_what_it_proves(small_demo):
     assert len(correct) >= 14
     assert sum(r["radius"] >= 20 for r in correct) >= 10
     for r in records:
-        assert r["guarantee"] == "heuristic"  # the angle is sampled, not maximised
+        assert r["guarantee"] == "sound"  # the angle is maximised
         assert r["alpha"] == pytest.approx(1e-3 + 1e-4)
         assert sum(r["counts"]) == r["n"] == 1000
         assert sum(r["selection"]) == 100

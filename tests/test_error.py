@@ -181,7 +181,7 @@ def test_draws_that_choose_are_not_those_that_bound(fresh_defects):
     source = Stream(3, 4)
     kept = {}
     for stage in ("error-choose", "error-bound"):
-        kept[stage] = finish(sampled.sample_defects(smoothed, threat, images[0], source, stage, 128, 13))
+        kept[stage] = finish(sampled.sample_defects(smoothed, threat, images[0], source, stage, 128, points=13))
     assert not np.isin(kept["error-choose"], kept["error-bound"]).any()
     error = ImageBound(draws=128, choose=128, quantile=0.8, soft=False)
     bound = finish(error.procedure(smoothed, threat, images[0], source))
@@ -194,23 +194,58 @@ def test_draws_that_choose_are_not_those_that_bound(fresh_defects):
 # ---------------------------------------------------------------- what kind of statement it is
 
 
-@pytest.mark.parametrize(("step", "guarantee"), [(None, "heuristic"), (10.0, "sound"), (7.0, "sound")])
-def test_guarantee_of_an_image_bound(step, guarantee):
-    """Sound only when all gammas are tried: a finite set of attacks. A grid of a continuum is heuristic."""
+@pytest.mark.parametrize(
+    ("search", "step", "guarantee"),
+    [
+        ("grid", None, "heuristic"),
+        ("grid", 10.0, "sound"),
+        ("grid", 7.0, "sound"),
+        ("chords", None, "sound"),
+        ("chords", 10.0, "sound"),
+        ("intervals", None, "sound"),
+    ],
+)
+def test_guarantee_of_an_image_bound(search, step, guarantee):
+    """Sound when the maximum over gamma is proved, or all gammas are tried: a finite set of attacks. A grid of a
+    continuum is heuristic."""
     smoothed, threat, images = digits((3,), step=step)
-    error = ImageBound(draws=64, choose=16, points=5)
+    error = ImageBound(draws=64, choose=16, search=search, points=5)
     bound = finish(error.procedure(smoothed, threat, images[0], Stream(0, 0)))
     assert bound.guarantee == guarantee
     plan = FixedN(64, 64)
     certificate = finish(JointCertifier(plan, error).procedure(smoothed, threat, images[0], Stream(0, 0)))
     assert certificate.guarantee == guarantee
+    assert ("rests_on" in bound.details) == (guarantee == "heuristic")
 
 
-@pytest.mark.parametrize(("step", "guarantee"), [(None, "heuristic"), (10.0, "distributional")])
-def test_guarantee_of_a_distribution_bound(step, guarantee):
+@pytest.mark.parametrize(
+    ("search", "step", "guarantee"),
+    [
+        ("grid", None, "heuristic"),
+        ("grid", 10.0, "distributional"),
+        ("chords", None, "distributional"),
+        ("chords", 10.0, "distributional"),
+    ],
+)
+def test_guarantee_of_a_distribution_bound(search, step, guarantee):
     smoothed, threat, images = digits(range(4), step=step)
-    error = DistributionBound(4, draws=512, points=3, rho=0.05)
-    assert calibrated(error, smoothed, threat, images).guarantee == guarantee
+    error = DistributionBound(4, draws=512, search=search, points=3, rho=0.05)
+    bound = calibrated(error, smoothed, threat, images)
+    assert bound.guarantee == guarantee
+    assert ("rests_on" in bound.details) == (guarantee == "heuristic")
+
+
+def test_a_proved_bound_is_no_smaller_than_what_a_grid_finds():
+    """The same draws of theta, gamma maximised in three ways: the proved maxima lie above the grid's, and near it."""
+    smoothed, threat, (x,) = digits((3,), step=None)
+    found = {
+        search: finish(sampled.sample_defects(smoothed, threat, x, Stream(0, 0), "error-bound", 64, search, 81))
+        for search in sampled.SEARCHES
+    }
+    one_step = float(smoothed.noise.gauge(torch.ones(1, 1, 8, 8) / LEVELS))  # what the grid's defects are raised by
+    for search in ("chords", "intervals"):
+        assert (found[search] >= found["grid"] - one_step * (1 + 1e-3)).all()
+        assert found[search].mean() < 1.5 * found["grid"].mean()
 
 
 def test_every_multiple_of_the_step_is_tried():
@@ -308,7 +343,7 @@ def test_error_bounds_refuse():
         finish(PooledBound(value=[1, 2]).measure(smoothed, threat, x, Stream(0, 0)))
     wrong = SmoothedClassifier(smoothed.base, 10, Rotation(), None, Gaussian(9.0), Gaussian(torch.ones(1, 3, 3))).eval()
     with pytest.raises(RequestError, match="does not fit draws of shape"):
-        finish(ImageBound(2, 2, 2).procedure(wrong, threat, x, Stream(0, 0)))
+        finish(ImageBound(2, 2, points=2).procedure(wrong, threat, x, Stream(0, 0)))
     with pytest.raises(RequestError, match=r"error\.quantile"):
         ImageBound(quantile=1.5)
     smoothed, threat, images = digits((1, 2))

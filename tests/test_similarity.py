@@ -251,8 +251,10 @@ def test_certified_from_the_command_line(checkpoint, here):
     """`gsmooth certify threat=similarity`: radii are shares of the range; a translation law that a turn would change is
     refused."""
     kept = [o for o in SMALL if not o.startswith(("law", "threat", "images", "error.points"))]
-    command = (*kept, "threat=similarity", "transform=similarity", "images.first=2", "error.points=81")
+    command = (*kept, "threat=similarity", "transform=similarity", "images.first=2")
     given = (f"checkpoint={checkpoint}", "store=run")
+    one_sentence(run_main("certify", *command, *given, "law.sigma=[20,0.3,3,3]"), "error.search=grid")
+    command = (*command, "error.search=grid", "error.points=81")
     folder = run_task("certify", *command, *given, "law.sigma=[20,0.3,3,3]")
     found = records(folder)
     assert {r["unit"] for r in found} == {"share of the range"}

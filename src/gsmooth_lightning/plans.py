@@ -169,7 +169,12 @@ class GroupSequential(SamplingPlan):
     def run(self, sample: Sampler, block: int, threshold: Callable[[float], float]) -> Generator[Any, Any, Outcome]:
         top, selection = yield from self.choose(sample)
         looks = looks_up_to(self.n, block)
-        rules = self.rules(looks, threshold)
+        return (yield from self.test(sample, top, selection, looks, self.rules(looks, threshold)))
+
+    def test(
+        self, sample: Sampler, top: int, selection: Counts, looks: Sequence[int], rules: Sequence[Boundary]
+    ) -> Generator[Any, Any, Outcome]:
+        """The radii decided for a class that was chosen on other draws, whose votes were `selection`."""
         rejected = [False] * len(rules)
         alive = len(rules)  # from this hypothesis on nothing can count any more
         counts, seen = np.zeros_like(selection), 0

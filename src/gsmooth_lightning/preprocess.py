@@ -1,5 +1,5 @@
 """What happens to an image between the transformation and the noise: a step states its Lipschitz
-constant in l2 as `lipschitz`.
+constant in l2 as `lipschitz`, and that it is linear as `linear`.
 
 One preprocessing object serves training, voting and the error bound.
 """
@@ -27,6 +27,33 @@ class Preprocess(nn.Sequential):
         return math.prod(getattr(step, "lipschitz", math.inf) for step in self)
 
 
+def is_nothing(preprocess: nn.Module) -> bool:
+    """Whether preprocessing leaves images as they are."""
+    return isinstance(preprocess, nn.Identity) or (isinstance(preprocess, Preprocess) and len(preprocess) == 0)
+
+
+def lipschitz(preprocess: nn.Module) -> float:
+    """What preprocessing states about itself; infinity when it states nothing."""
+    return 1.0 if is_nothing(preprocess) else float(getattr(preprocess, "lipschitz", math.inf))
+
+
+def is_linear(preprocess: nn.Module) -> bool:
+    """Whether preprocessing states that it is linear."""
+    if isinstance(preprocess, Preprocess):
+        return all(getattr(step, "linear", False) for step in preprocess)
+    return is_nothing(preprocess) or bool(getattr(preprocess, "linear", False))
+
+
+def visible(preprocess: nn.Module, x: Tensor) -> Tensor:
+    """Pixels of x, (c, h, w), that the vignettes at the beginning keep: (h, w), True or False."""
+    kept = torch.ones_like(x[:1])
+    for step in preprocess if isinstance(preprocess, Preprocess) else ():
+        if not isinstance(step, DiscVignette | RectangleVignette):
+            break
+        kept = step(kept)
+    return kept[0] > 0
+
+
 class DiscVignette(nn.Module):
     """Keeps the pixels whose centre lies in the largest disc through pixel centres; the others become 0.
 
@@ -34,6 +61,7 @@ class DiscVignette(nn.Module):
     """
 
     lipschitz = 1.0
+    linear = True
 
     def forward(self, x: Tensor) -> Tensor:
         return x * _disc(*x.shape[-2:], x.device, x.dtype)
@@ -55,6 +83,7 @@ class RectangleVignette(nn.Module):
     """
 
     lipschitz = 1.0
+    linear = True
 
     def __init__(self, margin: int):
         super().__init__()
@@ -84,6 +113,8 @@ class Resize(nn.Module):
         RequestError: a size below 1.
     """
 
+    linear = True
+
     def __init__(self, size: int):
         super().__init__()
         check_whole("preprocess", size=(size, 1))
@@ -104,6 +135,7 @@ class CenterCrop(nn.Module):
     """
 
     lipschitz = 1.0
+    linear = True
 
     def __init__(self, size: int):
         super().__init__()
@@ -131,6 +163,7 @@ class LowPass(nn.Module):
     """
 
     lipschitz = 1.0
+    linear = True
 
     def __init__(self, bandwidth: float):
         super().__init__()
@@ -163,6 +196,7 @@ class GaussianLowPass(nn.Module):
     """
 
     lipschitz = 1.0
+    linear = True
 
     def __init__(self, sigma: float):
         super().__init__()

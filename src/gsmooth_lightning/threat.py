@@ -128,6 +128,7 @@ class TransformationThreat(Threat):
         low, high: ends of the range, one number for all parameters or one for each; 0 lies between them.
         step: None, or the attacker may use only the multiples of `step` within the range: then finitely many attacks
             exist, and a maximum over them is exact.
+        l2: the file may then be changed by anything of this l2 norm as well.
     """
 
     def __init__(
@@ -138,8 +139,11 @@ class TransformationThreat(Threat):
         step: float | None = None,
         saved: str = "8bit",
         size: int | None = None,
+        l2: float = 0.0,
     ):
         super().__init__(saved, size)
+        if not isinstance(l2, int | float) or not 0 <= l2 < math.inf:
+            raise RequestError(f"threat.l2 must be a number from 0 on, got {l2!r}")
         if transform.dim == 0:
             raise RequestError(f"a threat by {transform.name} needs a transformation with a parameter")
         self.lows, self.highs = (_for_each("low", low, transform.dim), _for_each("high", high, transform.dim))
@@ -148,7 +152,7 @@ class TransformationThreat(Threat):
                 raise RequestError(f"the threat's range must be finite and contain 0 and more, got {low} to {high}")
         if step is not None and not step > 0:
             raise RequestError(f"threat.step must be positive or null, got {step}")
-        self.transform, self.step = transform, step
+        self.transform, self.step, self.l2 = transform, step, float(l2)
         self.alike = len(set(transform.units)) == 1
         self.unit = transform.units[0] if self.alike else "share of the range"
 
@@ -252,7 +256,8 @@ class TransformationThreat(Threat):
         )
         angles = "any real number" if self.step is None else f"multiples of {self.step:g}"
         method = f"; {self.transform.interpolation}" if hasattr(self.transform, "interpolation") else ""
-        return f"{self.transform.name} by {ranges} ({angles}{method}), once, {self.file()}"
+        more = f", then changed by anything of l2 norm up to {self.l2:g}" if self.l2 else ""
+        return f"{self.transform.name} by {ranges} ({angles}{method}), once, {self.file()}{more}"
 
 
 def _for_each(name: str, value: float | Sequence[float], dim: int) -> tuple[float, ...]:

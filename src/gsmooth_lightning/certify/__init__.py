@@ -2,10 +2,12 @@
 
 from gsmooth_lightning.certify.additive import AdditiveCertifier
 from gsmooth_lightning.certify.base import ABSTAIN, Certificate, Certifier
+from gsmooth_lightning.certify.cover import CoverCertifier
 from gsmooth_lightning.certify.enumerate import EnumerationCertifier
 from gsmooth_lightning.certify.joint import JointCertifier
 from gsmooth_lightning.certify.nested import NestedCertifier
 from gsmooth_lightning.certify.percentile import CertifiedInterval, PercentileCertifier
+from gsmooth_lightning.certify.received import ReceivedCertifier
 from gsmooth_lightning.certify.region import Region, certified_region
 from gsmooth_lightning.errors import UncertifiableError
 from gsmooth_lightning.plans import FixedN, GroupSequential
@@ -16,12 +18,14 @@ __all__ = [
     "Certificate",
     "CertifiedInterval",
     "Certifier",
+    "CoverCertifier",
     "EnumerationCertifier",
     "FixedN",
     "GroupSequential",
     "JointCertifier",
     "NestedCertifier",
     "PercentileCertifier",
+    "ReceivedCertifier",
     "Region",
     "UncertifiableError",
     "certified_region",

@@ -4,14 +4,14 @@ import math
 from collections.abc import Generator
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gsmooth_lightning.certify.base import TransferCertifier
 from gsmooth_lightning.certify.transfer import Transfer, parameter_transfer, pixel_transfer
 from gsmooth_lightning.error import Bound
+from gsmooth_lightning.error.rounding import GRID, rounding_bound
 from gsmooth_lightning.errors import UncertifiableError
-from gsmooth_lightning.preprocess import Preprocess
+from gsmooth_lightning.preprocess import is_nothing, lipschitz
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Gaussian, Law, Product
 from gsmooth_lightning.stream import Stream
@@ -20,12 +20,6 @@ from gsmooth_lightning.transform import BrightnessContrast, Composition, Identit
 
 REAL = "real arithmetic: that floats round the transformation is not covered (Gaussian pixel noise would pay for it)"
 """What a direct certificate of a transformation without pixel noise takes for granted."""
-
-TAIL = 1e-4
-"""Mass of the parameters' law outside which the rounding of the file is not bounded: it is given away as rho."""
-
-GRID = 1.1
-"""Two half steps of the grid a pixel, and a tenth for the preprocessing's float32."""
 
 
 class AdditiveCertifier(TransferCertifier):
@@ -64,13 +58,7 @@ class AdditiveCertifier(TransferCertifier):
             return Bound(0.0, 0.0, 0.0, "sound")
         if smoothed.noise is None:
             return Bound(0.0, 0.0, 0.0, "heuristic", {"rests_on": REAL})
-        error = file_rounding(smoothed, threat, x)
-        if not math.isfinite(error):
-            raise UncertifiableError(
-                f"what files of {threat.transform.name} round has no finite bound; narrow the law or threat, or use "
-                "inputs in [0, 1]"
-            )
-        return Bound(error, TAIL, 0.0, "sound")
+        return rounding_bound(smoothed, threat, x)
         yield  # a procedure without jobs
 
     def transfer(self, smoothed: SmoothedClassifier, threat: Threat, bound: Bound, dim: int, slack: float) -> Transfer:
@@ -95,8 +83,10 @@ def _check_parameters(smoothed: SmoothedClassifier, threat: TransformationThreat
             f"the classifier is smoothed over {mine.name}, the threat is {theirs.name}: smooth over the threat's "
             "transformation (transform and threat must name the same one, with the same settings)"
         )
+    if threat.l2:
+        raise UncertifiableError("changes by threat.l2 beside an exact transformation are not covered; set threat.l2=0")
     assert law is not None  # SmoothedClassifier demands it beside a transformation
-    _check_law(theirs, law, threat.lows)
+    check_law(theirs, law, threat.lows)
     if theirs.permutes:
         return
     if threat.clips():
@@ -118,7 +108,7 @@ def _check_parameters(smoothed: SmoothedClassifier, threat: TransformationThreat
             )
 
 
-def _check_law(transform: Transform, law: Law, lows: tuple[float, ...]) -> None:
+def check_law(transform: Transform, law: Law, lows: tuple[float, ...]) -> None:
     """Refuses laws that do not cover an attack on the transformation's parameters down to `lows`."""
     if isinstance(transform, Composition):
         if not isinstance(law, Product) or [part.dim for part in transform.parts] != law.dims:
@@ -127,7 +117,7 @@ def _check_law(transform: Transform, law: Law, lows: tuple[float, ...]) -> None:
             )
         first = 0
         for part, own in zip(transform.parts, law.parts, strict=True):
-            _check_law(part, own, lows[first : first + part.dim])
+            check_law(part, own, lows[first : first + part.dim])
             first += part.dim
         return
     if isinstance(law, Product):
@@ -168,7 +158,7 @@ def _check_pixels(smoothed: SmoothedClassifier, threat: Threat) -> None:
         )
     if not isinstance(smoothed.transform, Identity):
         raise UncertifiableError("a fixed transformation before the noise is not covered; use transform=identity")
-    if norm != "l2" and not _is_nothing(smoothed.preprocess):
+    if norm != "l2" and not is_nothing(smoothed.preprocess):
         raise UncertifiableError(f"preprocessing is not known to keep {norm} distances; use preprocess=none")
     if not lipschitz(smoothed.preprocess) <= 1:
         raise UncertifiableError(
@@ -181,43 +171,9 @@ def _check_pixels(smoothed: SmoothedClassifier, threat: Threat) -> None:
 
 def pixel_rounding(smoothed: SmoothedClassifier, threat: PixelThreat, x: Tensor) -> float:
     """How much nearer the noise grid brings two inputs, in the law's own units."""
-    if threat.levels is not None and smoothed.levels % threat.levels == 0 and _is_nothing(smoothed.preprocess):
+    if threat.levels is not None and smoothed.levels % threat.levels == 0 and is_nothing(smoothed.preprocess):
         return 0.0
     assert smoothed.noise is not None
     dim = math.prod(smoothed.encoded_shape(x))
     size = {"l1": dim, "l2": math.sqrt(dim), "linf": 1.0}[smoothed.noise.norm]
     return GRID * size / smoothed.levels / float(smoothed.noise.reach(1.0))
-
-
-def file_rounding(smoothed: SmoothedClassifier, threat: TransformationThreat, x: Tensor) -> float:
-    """E: for every gamma of the threat and every theta but a mass TAIL of its law, the l2 distance between the encoded
-    psi(x', theta), x' the attacked file, and the encoded psi(x, gamma + theta), in units of the pixel noise.
-
-    It adds what the file rounds or clips, stretched by psi(., theta); what the grid of the parameters moves, half a
-    step in each of theta, theta + gamma and what gamma scales theta by; and the noise grid's two half steps a pixel.
-    """
-    transform, law, noise = smoothed.transform, smoothed.law, smoothed.noise
-    assert is_exact(transform)
-    assert law is not None
-    assert isinstance(noise, Gaussian)
-    least, most, error = threat.file_error(x)
-    theta = torch.stack(law.within(TAIL, transform.dim))  # (2, dim)
-    file = transform.spread(least, most, error, *theta)
-    gamma = torch.tensor([threat.lows, threat.highs], dtype=torch.float64)
-    corners = torch.cartesian_prod(*gamma.T, *theta.T)  # (4^dim, 2 dim)
-    attack, drawn = corners.split(transform.dim, 1)
-    reached = transform.resolve(attack, drawn)
-    scale = (transform.resolve(attack, drawn + 1) - reached).abs().amax(0)
-    grid = transform.drift(x.double(), reached.amin(0), reached.amax(0), smoothed.parameter_step * (1 + scale) / 2)
-    rounded = GRID * math.sqrt(math.prod(smoothed.encoded_shape(x))) / smoothed.levels
-    moved = lipschitz(smoothed.preprocess) * (file + grid) + rounded
-    return moved / float(noise.sigma.min()) * (1 + 1e-6)
-
-
-def _is_nothing(preprocess: nn.Module) -> bool:
-    return isinstance(preprocess, nn.Identity) or (isinstance(preprocess, Preprocess) and len(preprocess) == 0)
-
-
-def lipschitz(preprocess: nn.Module) -> float:
-    """What preprocessing states about itself; infinity when it states nothing."""
-    return 1.0 if _is_nothing(preprocess) else float(getattr(preprocess, "lipschitz", math.inf))  # type: ignore[arg-type]

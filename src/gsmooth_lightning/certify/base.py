@@ -240,7 +240,12 @@ class InterpolatedCertifier(TransferCertifier):
     Args:
         plan, top_k: as in `TransferCertifier`.
         error: the bound.
+
+    Attributes:
+        reverse: votes are counted at a received file, and the bound must be for one; otherwise clean images.
     """
+
+    reverse: bool = False
 
     def __init__(self, plan: SamplingPlan, error: ErrorBound | None, top_k: int = 1):
         super().__init__(plan, top_k)
@@ -250,7 +255,13 @@ class InterpolatedCertifier(TransferCertifier):
         if self.error is None:
             raise UncertifiableError(
                 "this theorem needs a bound on the interpolation error; use error=image with certify=joint, "
-                "error=image_hard with certify=nested"
+                "error=image_hard with certify=nested, error=inverse with certify=received"
+            )
+        if self.error.reverse and not self.reverse:
+            raise UncertifiableError("this error bound is for received files; use certify=received, or error=image")
+        if self.reverse and not self.error.reverse:
+            raise UncertifiableError(
+                "certify=received knows no clean image, which this error bound is for; use error=inverse"
             )
         self.error.check(smoothed, threat)
         self.check_plan(smoothed, threat)

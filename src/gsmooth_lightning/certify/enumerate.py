@@ -44,6 +44,8 @@ class EnumerationCertifier(Certifier):
                 "only cyclic translations are enumerated; use transform=cyclic_translation with "
                 "threat=cyclic_translation, or certify=direct"
             )
+        if threat.l2:
+            raise UncertifiableError("changes by threat.l2 beside cyclic translations are not covered; set threat.l2=0")
         if smoothed.votes != "hard":
             raise UncertifiableError("shifts are enumerated for hard votes; use votes=hard")
         if not isinstance(smoothed.law, Uniform) or smoothed.noise is not None:

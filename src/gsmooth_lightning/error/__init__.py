@@ -2,6 +2,7 @@
 
 from gsmooth_lightning.error.assumed import AssumedBound
 from gsmooth_lightning.error.base import Bound, Conditions, ErrorBound
+from gsmooth_lightning.error.inverse import InverseBound
 from gsmooth_lightning.error.sampled import CalibratedBound, DistributionBound, ImageBound, PooledBound
 from gsmooth_lightning.error.stored import StoredBound
 
@@ -13,6 +14,7 @@ __all__ = [
     "DistributionBound",
     "ErrorBound",
     "ImageBound",
+    "InverseBound",
     "PooledBound",
     "StoredBound",
 ]

@@ -16,7 +16,7 @@ from gsmooth_lightning.smoothing import Gaussian
 from gsmooth_lightning.smoothing.similarity import similarity_sigma
 from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.threat import Threat, TransformationThreat
-from gsmooth_lightning.transform import Resolvable, Similarity, same
+from gsmooth_lightning.transform import Additive, Composition, Resolvable, Similarity, Transform, same
 
 SEARCHED = "the interpolation error was searched on sampled parameters, not maximised over all of them"
 """What a bound by sampling takes for granted, unless it tries every parameter there is."""
@@ -58,11 +58,15 @@ class ErrorBound(ABC):
         partition: into what parts the defect is split (see `smoothing.partition_masks`), None: one.
         soft: rho is that of Theorem J', which the joint certificate alone may use.
         free: E is 0, and nothing has to be paid for with pixel noise.
+        covers_l2: E holds for files that are changed by threat.l2 as well.
+        reverse: the bound is for a received file, whatever clean image it was made from (IndivSPT).
     """
 
     partition: str | None = None
     soft: bool = False
     free: bool = False
+    covers_l2: bool = False
+    reverse: bool = False
 
     def check(self, smoothed: SmoothedClassifier, threat: Threat) -> TransformationThreat:
         """Refuses a threat or classifier for which the defect has no meaning.
@@ -73,7 +77,7 @@ class ErrorBound(ABC):
         if not isinstance(threat, TransformationThreat):
             raise UncertifiableError("error bounds belong to a transformation; certify pixel noise with certify=direct")
         mine, theirs = smoothed.transform, threat.transform
-        if not isinstance(mine, Resolvable) or type(mine) is not type(theirs):
+        if not isinstance(mine, Resolvable) or _kinds(mine) != _kinds(theirs):
             raise UncertifiableError(
                 f"the classifier is smoothed over {mine.name}, the threat is {theirs.name}: smooth over the threat's "
                 "transformation (transform and threat must name the same one)"
@@ -88,6 +92,16 @@ class ErrorBound(ABC):
             raise UncertifiableError(
                 f"{mine.name} has {mine.dim} parameters ({', '.join(mine.units)}): law.sigma needs one number for each"
             )
+        if isinstance(mine, Composition) and not all(isinstance(part, Additive) for part in mine.parts):
+            raise UncertifiableError(
+                f"the parameters of {mine.name} do not add, as one Gaussian law of all needs; use brightness or "
+                "contrast alone after an interpolation, or certify=cover"
+            )
+        if threat.l2 and not self.covers_l2:
+            raise UncertifiableError(
+                "changes of the file by threat.l2 beside the transformation are covered by error.search=chords and by "
+                "certify=cover; use one of them, or threat.l2=0"
+            )
         if isinstance(mine, Similarity):
             similarity_sigma(law)  # refuses laws that a rotation changes
         if noise is not None and noise.cholesky is not None:
@@ -99,6 +113,11 @@ class ErrorBound(ABC):
         self, smoothed: SmoothedClassifier, threat: TransformationThreat, x: Tensor, stream: Stream
     ) -> Generator[Any, Any, Bound]:
         """The bound for the clean image x, (c, h, w), as a procedure (see `rounds`)."""
+
+
+def _kinds(transform: Transform) -> list[type[Transform]]:
+    """The class of a transformation, or those of a composition's parts."""
+    return [type(part) for part in (transform.parts if isinstance(transform, Composition) else (transform,))]
 
 
 class Conditions:
@@ -128,7 +147,7 @@ class Conditions:
         old = self.threat
         if not same(old.transform, threat.transform) or self.levels != smoothed.levels:
             raise UncertifiableError("the error bound was made for another attack or grid; bound the error again")
-        if (old.saved, old.size, old.step) != (threat.saved, threat.size, threat.step):
+        if (old.saved, old.size, old.step, old.l2) != (threat.saved, threat.size, threat.step, threat.l2):
             raise UncertifiableError(f"the error bound was made for files {old.file()}; bound the error again")
         ends = zip(old.lows, threat.lows, threat.highs, old.highs, strict=True)
         if any(low < least or high > most for least, low, high, most in ends):

@@ -1,7 +1,8 @@
-"""Error bounds by sampling: E and rho from draws of theta, gamma searched on a grid.
+"""Error bounds by sampling: E and rho from draws of theta, the defect of each maximised over gamma.
 
-The theorems need the bound for *every* gamma of the threat. A grid is all there is when the threat's parameters are
-finitely many (`threat.step`); otherwise the bound holds for the gammas tried, and says so: `heuristic`.
+The theorems need the bound for *every* gamma of the threat. It is proved by `chords` or `intervals`, or by trying all
+parameters where they are finitely many (`threat.step`); on a grid of others it holds for the gammas tried alone, and
+says so: `heuristic`.
 """
 
 from abc import abstractmethod
@@ -30,17 +31,23 @@ from gsmooth_lightning.error.base import (
     norm_of,
     pair_norms,
 )
+from gsmooth_lightning.error.chords import check_chords, chord_norms
+from gsmooth_lightning.error.interval import check_intervals, interval_defects
+from gsmooth_lightning.error.rounding import rounding_bound
 from gsmooth_lightning.errors import RequestError, check_whole
 from gsmooth_lightning.rounds import Job
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing.partition import check_partition, partition_masks
 from gsmooth_lightning.stream import Stream
-from gsmooth_lightning.threat import TransformationThreat
+from gsmooth_lightning.threat import Threat, TransformationThreat
+from gsmooth_lightning.transform import is_exact
+
+SEARCHES = ("chords", "intervals", "grid")
 
 UP = 1 + 1e-6
 """Allowance for float32 when a measured norm becomes a bound."""
 
-Sampled = Generator[list[Job], list[Tensor], np.ndarray]
+Sampled = Generator[list[Job], list[Any], np.ndarray]
 
 # ---------------------------------------------------------------- draws
 
@@ -52,15 +59,26 @@ def sample_defects(
     stream: Stream,
     stage: str,
     draws: int,
-    points: int,
+    search: str = "chords",
+    points: int = 13,
     partition: str | None = None,
+    ceiling: Sequence[float] | None = None,
 ) -> Sampled:
-    """Worst defect over the searched gammas for each of `draws` parameters theta ~ law, as a procedure: (draws, parts),
-    rounded up."""
+    """Worst defect over gamma for each of `draws` parameters theta ~ law, as a procedure: (draws, parts), rounded up;
+    see `SampledBound` for how it is searched. It need not be found exactly where it is below `ceiling`, (parts,)."""
+    masks = _masks(smoothed, x, partition)
+    if search != "grid" and threat.step is None:
+        sources = (stream.at(stage, b, x.device) for b in range(-(-draws // smoothed.block)))
+        theta = torch.cat([smoothed.draw_parameters(source, smoothed.block) for source in sources])[:draws]
+        if search == "chords":
+            norms = yield from chord_norms(smoothed, threat, x, theta, masks, ceiling)
+        else:
+            parts = theta.split(smoothed.block)
+            norms = torch.cat((yield [partial(interval_defects, smoothed, threat, x, part) for part in parts]))[:, None]
+        return _finite(norms, stream)
     gammas = threat.parameters(points)[0].to(x.device)
     with torch.inference_mode():
         attacked = threat.apply(x.expand(len(gammas), *x.shape), gammas)
-    masks = _masks(smoothed, x, partition)
 
     def block(b: int) -> Tensor:
         theta = smoothed.draw_parameters(stream.at(stage, b, x.device), smoothed.block)
@@ -101,7 +119,11 @@ def _masks(smoothed: SmoothedClassifier, x: Tensor, partition: str | None) -> Te
 
 def _in_blocks(smoothed: SmoothedClassifier, stream: Stream, draws: int, block: Callable[[int], Tensor]) -> Sampled:
     blocks = yield [partial(block, b) for b in range(-(-draws // smoothed.block))]
-    norms = torch.cat(blocks)[:draws].cpu().numpy() * UP
+    return _finite(torch.cat(blocks)[:draws], stream)
+
+
+def _finite(found: Tensor, stream: Stream) -> np.ndarray:
+    norms = found.cpu().numpy() * UP
     if not np.isfinite(norms).all():
         raise RequestError(
             f"image {stream.image} has a defect that is not a number; narrow the law, or check the preprocessing"
@@ -134,36 +156,68 @@ class SampledBound(ErrorBound):
 
     Args:
         draws: parameters theta that bound rho, for an image.
-        points: gammas searched when the threat is continuous.
+        search: how the defect is maximised over gamma: "chords" (proved, for any Lipschitz preprocessing; see
+            `chord_norms`), "intervals" (proved by interval analysis, for bilinear and nearest interpolation), or "grid"
+            (not proved).
+        points: gammas on the grid.
         alpha: probability that the bound is none; added to that of the votes.
         soft: the soft rho of Theorem J', for certify=joint.
         partition: "halves", "quadrants", "channels" (one E for each part), or None.
     """
 
-    def __init__(self, draws: int, points: int, alpha: float, soft: bool, partition: str | None):
+    def __init__(self, draws: int, search: str, points: int, alpha: float, soft: bool, partition: str | None):
         check_whole("error", draws=(draws, 2), points=(points, 2))
+        if search not in SEARCHES:
+            raise RequestError(f"error.search must be one of {', '.join(SEARCHES)}, got {search!r}")
+        if search == "intervals" and partition is not None:
+            raise RequestError("intervals bound the whole defect; use error.search=chords with error.partition")
         check_alpha(alpha)
         check_partition(partition)
         if soft and partition is not None:
             raise RequestError(
                 "the soft rho is of one E for the whole image; set error.soft=false or error.partition=null"
             )
-        self.draws, self.points, self.alpha, self.soft, self.partition = draws, points, alpha, soft, partition
+        self.draws, self.search, self.points, self.alpha = draws, search, points, alpha
+        self.soft, self.partition, self.covers_l2 = soft, partition, search == "chords"
+
+    def check(self, smoothed: SmoothedClassifier, threat: Threat) -> TransformationThreat:
+        """As `ErrorBound.check`, and refuses what the search has no proof for."""
+        found = super().check(smoothed, threat)
+        if self.search != "grid" and found.step is None and not is_exact(found.transform):
+            {"chords": check_chords, "intervals": check_intervals}[self.search](smoothed, found)
+        return found
+
+    def sample(
+        self,
+        smoothed: SmoothedClassifier,
+        threat: TransformationThreat,
+        x: Tensor,
+        stream: Stream,
+        stage: str,
+        draws: int,
+        ceiling: Sequence[float] | None = None,
+    ) -> Sampled:
+        """`sample_defects`, searched as this bound says."""
+        return sample_defects(
+            smoothed, threat, x, stream, stage, draws, self.search, self.points, self.partition, ceiling
+        )
 
     def statement(self, threat: TransformationThreat, guarantee: str) -> tuple[str, dict[str, Any]]:
-        """The guarantee when every gamma there is was tried; otherwise `heuristic`, and why."""
-        exhaustive = threat.parameters(self.points)[1]
-        return (guarantee, {}) if exhaustive else ("heuristic", {"rests_on": SEARCHED})
+        """The guarantee when the maximum over gamma is proved; otherwise `heuristic`, and why."""
+        proved = self.search != "grid" or threat.parameters(self.points)[1]
+        return (guarantee, {}) if proved else ("heuristic", {"rests_on": SEARCHED})
 
 
 class ImageBound(SampledBound):
     """E and rho for this clean image (DistSPT^x; Theorem J, or J' with soft=True).
 
+    Exact transformations have no defect but rounding, which `file_rounding` bounds without draws.
+
     E is a quantile of `choose` defects, one for each part; rho is bounded at level alpha on `draws` other ones: by
     Clopper-Pearson on the fraction beyond E, or, soft, by a betting bound on the mean cost of the excess.
 
     Args:
-        draws, points, alpha, soft, partition: see `SampledBound`.
+        draws, search, points, alpha, soft, partition: see `SampledBound`.
         choose: parameters theta that choose E.
         quantile: of the defects, where E is put. With soft=True low quantiles pay (.9); otherwise rho must stay small.
     """
@@ -172,13 +226,14 @@ class ImageBound(SampledBound):
         self,
         draws: int = 1024,
         choose: int = 256,
+        search: str = "chords",
         points: int = 13,
         quantile: float = 0.9,
         alpha: float = 1e-4,
         soft: bool = True,
         partition: str | None = None,
     ):
-        super().__init__(draws, points, alpha, soft, partition)
+        super().__init__(draws, search, points, alpha, soft, partition)
         check_whole("error", choose=(choose, 2))
         if not 0 <= quantile <= 1:
             raise RequestError(f"error.quantile must lie between 0 and 1, got {quantile}")
@@ -187,10 +242,11 @@ class ImageBound(SampledBound):
     def procedure(
         self, smoothed: SmoothedClassifier, threat: TransformationThreat, x: Tensor, stream: Stream
     ) -> Generator[Any, Any, Bound]:
-        sample = partial(sample_defects, smoothed, threat, x, stream, points=self.points, partition=self.partition)
-        chosen = yield from sample("error-choose", self.choose)
+        if is_exact(smoothed.transform) and self.search != "grid":
+            return rounding_bound(smoothed, threat, x)
+        chosen = yield from self.sample(smoothed, threat, x, stream, "error-choose", self.choose)
         parts = tuple(np.quantile(chosen, self.quantile, axis=0, method="higher").tolist())
-        fresh = yield from sample("error-bound", self.draws)
+        fresh = yield from self.sample(smoothed, threat, x, stream, "error-bound", self.draws, parts)
         rho = largest_rho(fresh, parts, self.alpha, self.soft)
         guarantee, rests_on = self.statement(threat, "sound")
         largest = float(max(chosen.max(), fresh.max()))
@@ -208,8 +264,10 @@ class CalibratedBound(SampledBound):
         calibration: number of images, drawn at random from the data's distribution by the caller.
     """
 
-    def __init__(self, calibration: int, draws: int, points: int, alpha: float, soft: bool, partition: str | None):
-        super().__init__(draws, points, alpha, soft, partition)
+    def __init__(
+        self, calibration: int, draws: int, search: str, points: int, alpha: float, soft: bool, partition: str | None
+    ):
+        super().__init__(draws, search, points, alpha, soft, partition)
         check_whole("error", calibration=(calibration, 4))
         self.calibration = calibration
         self.fitted: tuple[Bound, Conditions] | None = None
@@ -264,7 +322,7 @@ class DistributionBound(CalibratedBound):
     probability up to alpha_inner, so q_E >= (CP_outer - alpha_inner) / (1 - alpha_inner) (theory.md section 5).
 
     Args:
-        calibration, draws, points, partition: see `CalibratedBound`.
+        calibration, draws, search, points, partition: see `CalibratedBound`.
         quantile: of the images' own (1 - rho/2)-quantiles, where E is put; with soft=True of their .9-quantiles.
         rho: mass of parameters allowed beyond E, or the soft rho allowed.
         alpha: probability that q_E is not a bound (a one-time failure).
@@ -276,6 +334,7 @@ class DistributionBound(CalibratedBound):
         self,
         calibration: int = 200,
         draws: int = 512,
+        search: str = "chords",
         points: int = 13,
         quantile: float = 0.98,
         rho: float = 0.02,
@@ -284,7 +343,7 @@ class DistributionBound(CalibratedBound):
         soft: bool = False,
         partition: str | None = None,
     ):
-        super().__init__(calibration, draws, points, alpha, soft, partition)
+        super().__init__(calibration, draws, search, points, alpha, soft, partition)
         for name, level in (("quantile", quantile), ("rho", rho), ("alpha_inner", alpha_inner)):
             if not 0 < level < 1:
                 raise RequestError(f"error.{name} must lie between 0 and 1, got {level}")
@@ -297,7 +356,7 @@ class DistributionBound(CalibratedBound):
         self.quantile, self.rho, self.alpha_inner = quantile, rho, alpha_inner
 
     def measure(self, smoothed: SmoothedClassifier, threat: TransformationThreat, x: Tensor, stream: Stream) -> Sampled:
-        return sample_defects(smoothed, threat, x, stream, "error-bound", self.draws, self.points, self.partition)
+        return self.sample(smoothed, threat, x, stream, "error-bound", self.draws)
 
     def conclude(self, norms: np.ndarray, threat: TransformationThreat) -> Bound:
         choose, test = halves(norms)
@@ -340,7 +399,7 @@ class PooledBound(CalibratedBound):
         alpha: float = 1e-3,
         partition: str | None = None,
     ):
-        super().__init__(calibration, draws, 2, alpha, False, partition)
+        super().__init__(calibration, draws, "grid", 2, alpha, False, partition)
         if not 0 <= quantile <= 1:
             raise RequestError(f"error.quantile must lie between 0 and 1, got {quantile}")
         try:

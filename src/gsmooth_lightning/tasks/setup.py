@@ -86,13 +86,27 @@ def seeded_network(cfg: DictConfig) -> nn.Module:
         return instantiate(cfg.model)
 
 
+def drawn(cfg: DictConfig) -> tuple[Any, Any]:
+    """The transformation that the classifier draws, and its law: what has no law is not drawn, but certify=cover visits
+    it. A composition's law=product may have parts that are null."""
+    transform, law = cfg.transform, cfg.law
+    if law is None:
+        return None, None
+    if "parts" in transform and "parts" in law and len(law.parts) == len(transform.parts):
+        own = [(part, of) for part, of in zip(transform.parts, law.parts, strict=True) if of is not None]
+        if len(own) == 1:
+            return instantiate(own[0][0]), instantiate(own[0][1])
+    return instantiate(transform), instantiate(law)
+
+
 def smoothed_classifier(cfg: DictConfig, network: nn.Module) -> SmoothedClassifier:
+    transform, law = drawn(cfg)
     return SmoothedClassifier(
         network,
         cfg.data.classes,
-        instantiate(cfg.transform),
+        transform,
         instantiate(cfg.preprocess),
-        instantiate(cfg.law),
+        law,
         instantiate(cfg.noise),
         cfg.block,
         SAMPLE_LEVELS if cfg.data.saved == "16bit" else LEVELS,

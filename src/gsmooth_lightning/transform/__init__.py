@@ -10,6 +10,7 @@ from gsmooth_lightning.transform.geometric import (
     Shear,
     Similarity,
     Translation,
+    Warp,
 )
 from gsmooth_lightning.transform.intensity import Brightness, BrightnessContrast, Contrast, Gamma, Volume
 
@@ -31,6 +32,7 @@ __all__ = [
     "Transform",
     "Translation",
     "Volume",
+    "Warp",
     "compute",
     "is_exact",
     "same",

@@ -44,7 +44,7 @@ class Resolvable(Transform):
         permutes: it only moves values to other places: the equation holds in floating point too.
     """
 
-    exact: ClassVar[bool]
+    exact: bool
     permutes: ClassVar[bool] = False
 
     @abstractmethod

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.transform.base import Resolvable
 from gsmooth_lightning.transform.blur import GaussianBlur
-from gsmooth_lightning.transform.geometric import CyclicTranslation
+from gsmooth_lightning.transform.geometric import CyclicTranslation, Warp
 from gsmooth_lightning.transform.intensity import Brightness, BrightnessContrast, Contrast
 
 COMMUTE: tuple[frozenset[type[Resolvable]], ...] = tuple(
@@ -19,35 +19,39 @@ COMMUTE: tuple[frozenset[type[Resolvable]], ...] = tuple(
 )
 """Pairs whose order does not matter: averages and moves of pixels, with affine changes of every pixel alike."""
 
+AFFINE = (Brightness, Contrast, BrightnessContrast)
+
 
 class Composition(Resolvable):
-    """psi(x, (theta_1, ..., theta_k)) = psi_k(... psi_1(x, theta_1) ..., theta_k), for exact parts that commute.
+    """psi(x, (theta_1, ..., theta_k)) = psi_k(... psi_1(x, theta_1) ..., theta_k), for parts that commute.
 
     psi(psi(x, alpha), beta) applies psi_1 with alpha_1, ..., psi_k with alpha_k, psi_1 with beta_1, ...; parts that
     commute may be sorted, so that the parameters of each part resolve by themselves. Parts that do not commute leave no
     such equation: contrast after brightness scales what brightness added (use BrightnessContrast), gamma correction of
     a blurred image is no blur of a corrected one. Blur commutes with these parts alone, and with cyclic translation
-    only without its reflecting borders.
+    only without its reflecting borders. An interpolation, such as rotation, may stand first, with changes of brightness
+    and contrast after it: inside the image these commute, and what black moves in counts as an interpolation error.
 
     Args:
         parts: in the order in which they are applied.
 
     Raises:
-        RequestError: fewer than two parts, or parts that are not exact or do not commute.
+        RequestError: fewer than two parts, or parts that do not commute.
     """
-
-    exact = True
 
     def __init__(self, parts: Sequence[Resolvable]):
         super().__init__()
         if len(parts) < 2:
             raise RequestError("a composition needs two parts or more; give one transformation by itself")
         for a, b in itertools.combinations(parts, 2):
-            if frozenset((type(a), type(b))) not in COMMUTE:
+            interpolates = a is parts[0] and isinstance(a, Warp) and isinstance(b, AFFINE)
+            if frozenset((type(a), type(b))) not in COMMUTE and not interpolates:
                 raise RequestError(
                     f"{a.name} and {b.name} do not commute, so attacks by both are no shift of the parameters; "
-                    "compose blur or cyclic translation with brightness, contrast or transform=brightness_contrast"
+                    "compose blur or cyclic translation with brightness, contrast or transform=brightness_contrast, or "
+                    "put brightness or contrast after rotation, translation or scaling"
                 )
+        self.exact = all(part.exact for part in parts)
         self._parts = nn.ModuleList(parts)
         self.units = tuple(unit for part in parts for unit in part.units)
         self.name = ", then ".join(part.name for part in parts)

@@ -10,8 +10,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gsmooth_lightning.errors import RequestError
+from gsmooth_lightning.errors import RequestError, UncertifiableError
 from gsmooth_lightning.transform.base import Additive, Resolvable, check_images
+from gsmooth_lightning.transform.interpolate import (
+    KERNEL,
+    TOUCH,
+    bends,
+    column_sums,
+    not_black,
+    pixel_distance,
+    pixels_from_centre,
+    position_error,
+    rounding_norm,
+    rounding_shift,
+    shifts,
+)
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 PADDINGS = {"black": "zeros", "reflection": "reflection"}
@@ -41,6 +54,28 @@ class Warp(Resolvable):
         """(xx, xy, yx, yy), or these and (x0, y0), (n,) each: what is x pixels to the right of the centre and y below
         it lay at (xx x + xy y + x0, yx x + yy y + y0)."""
 
+    def slopes(self, theta: Tensor) -> list[tuple[Tensor, ...]]:
+        """Derivatives of `source` along each parameter.
+
+        Raises:
+            UncertifiableError: none are known (see `bending`).
+        """
+        raise self._unknown()
+
+    def _unknown(self) -> UncertifiableError:
+        return UncertifiableError(
+            f"no bound is known of how {self.name} moves pixels between two parameters; use error.search=grid"
+        )
+
+    def bending(self, low: Tensor, high: Tensor) -> Tensor:
+        """Bound of |d^2 u / d theta^2| over boxes low, high, (k, dim): u the position a pixel's value comes from, as a
+        multiple of the pixel's distance from the centre, (k,).
+
+        Raises:
+            UncertifiableError: none is known.
+        """
+        raise self._unknown()
+
     def forward(self, x: Tensor, theta: Tensor) -> Tensor:
         check_images(x, self.name)
         n, _, h, w = x.shape  # x: (n, c, h, w), theta: (n, dim)
@@ -56,6 +91,77 @@ class Warp(Resolvable):
         grid = grid.view(n, 2, h, w).permute(0, 2, 3, 1)
         padding = PADDINGS[self.padding]
         return functional.grid_sample(x, grid, mode=self.interpolation, padding_mode=padding, align_corners=False)
+
+    # -------------------------------------------------- where values come from
+
+    def positions(self, theta: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
+        """Columns and rows, as real numbers from 0, where the values of the h w pixels come from: two (k, h w),
+        float64, for parameters (k, dim)."""
+        return self._mapped(self.source(theta.double()), h, w, 1.0)
+
+    def speeds(self, theta: Tensor, h: int, w: int) -> list[tuple[Tensor, Tensor]]:
+        """Derivatives of `positions` along each parameter."""
+        return [self._mapped(slope, h, w, 0.0) for slope in self.slopes(theta.double())]
+
+    def reach(self, low: Tensor, high: Tensor, h: int, w: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Columns and rows of the positions in the middle of boxes low, high, (k, dim), and how far those of all
+        parameters within lie from them at most, (k, h w) each.
+
+        u(theta) is within sum_a |du / dtheta_a| t_a + |d^2 u| |t|^2 / 2 of the middle, t the half widths.
+        """
+        low, high = low.double(), high.double()
+        middle, half = (low + high) / 2, (high - low) / 2
+        more = self.bending(low, high)[:, None] * pixel_distance(h, w, low) * half.square().sum(1, keepdim=True) / 2
+        speeds = self.speeds(middle, h, w)
+        dx, dy = (sum((s[k].abs() * half[:, a : a + 1] for a, s in enumerate(speeds)), more) for k in (0, 1))
+        return *self.positions(middle, h, w), dx, dy
+
+    def boxes(self, low: Tensor, high: Tensor, h: int, w: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Boxes that contain the positions, as grid_sample computes them, of all parameters between low and high,
+        (k, dim): least and largest column, least and largest row, (k, h w) each."""
+        columns, rows, dx, dy = self.reach(low, high, h, w)
+        error = position_error(low, high, h, w)
+        return columns - dx - error, columns + dx + error, rows - dy - error, rows + dy + error
+
+    def bend(self, x: Tensor, low: Tensor, high: Tensor, seen: Tensor) -> Tensor:
+        """Bound of ||psi(x, theta) - I(theta)||_2 over theta in boxes low, high, (k, dim), I the multilinear
+        interpolation of psi(x, .) between the corners of any box within: (k,). See `interpolate.bends`.
+
+        Args:
+            x: (c, h, w), float32.
+            seen: pixels that count, (h, w).
+        """
+        return bends(self, x, low, high, seen)
+
+    def shift(self, x: Tensor, low: Tensor, high: Tensor, seen: Tensor) -> Tensor:
+        """Bound of ||psi(x, theta) - psi(x, theta')||_2 over theta, theta' in boxes low, high, (k, dim): (k,)."""
+        return shifts(self, x, low, high, seen)
+
+    def not_black(self, x: Tensor, low: Tensor, high: Tensor, seen: Tensor) -> Tensor:
+        """See `interpolate.not_black`: (k,) for boxes (k, dim)."""
+        return not_black(self, x, low, high, seen)
+
+    def stretch(self, theta: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """(bound of the l2 operator norm of x -> seen psi(x, theta), sum of |weights| into each pixel of x): (k,) and
+        (k, h, w), for parameters (k, dim). See `interpolate.column_sums`."""
+        sums = column_sums(self, theta, seen)
+        return (sums.flatten(1).amax(1) * self.gain).sqrt() * (1 + 1e-4), sums
+
+    @property
+    def gain(self) -> float:
+        """Largest sum of the absolute weights of a pixel of psi."""
+        return KERNEL**2 if self.interpolation == "bicubic" else 1.0
+
+    def rounding(self, theta: Tensor, seen: Tensor) -> Tensor:
+        """See `interpolate.rounding_shift`: (k,) for parameters (k, dim)."""
+        return rounding_shift(self, theta, seen)
+
+    @staticmethod
+    def _mapped(source: tuple[Tensor, ...], h: int, w: int, offset: float) -> tuple[Tensor, Tensor]:
+        xx, xy, yx, yy, *shift = (entry[:, None] for entry in source)
+        x, y = pixels_from_centre(h, w, xx)
+        columns, rows = xx * x + xy * y + offset * (w - 1) / 2, yx * x + yy * y + offset * (h - 1) / 2
+        return (columns + shift[0], rows + shift[1]) if shift else (columns, rows)
 
     def extra_repr(self) -> str:
         return self.interpolation
@@ -77,6 +183,14 @@ class Rotation(Warp, Additive):
         angle = theta[:, 0] * (math.pi / 180)
         cos, sin = torch.cos(angle), torch.sin(angle)
         return cos, -sin, sin, cos
+
+    def slopes(self, theta: Tensor) -> list[tuple[Tensor, ...]]:
+        angle = theta[:, 0] * (math.pi / 180)
+        cos, sin = torch.cos(angle) * (math.pi / 180), torch.sin(angle) * (math.pi / 180)
+        return [(-sin, -cos, cos, -sin)]
+
+    def bending(self, low: Tensor, high: Tensor) -> Tensor:
+        return torch.full_like(low[:, 0], (math.pi / 180) ** 2)
 
 
 class Translation(Warp, Additive):
@@ -108,6 +222,24 @@ class Translation(Warp, Additive):
         one, zero = torch.ones_like(down), torch.zeros_like(down)
         return one, zero, zero, one, -right, -down
 
+    def slopes(self, theta: Tensor) -> list[tuple[Tensor, ...]]:
+        zero = torch.zeros_like(theta[:, 0])
+        return [(zero, zero, zero, zero, zero, zero - 1), (zero, zero, zero, zero, zero - 1, zero)]
+
+    def bending(self, low: Tensor, high: Tensor) -> Tensor:
+        if self.padding != "black":
+            raise self._unknown()
+        return torch.zeros_like(low[:, 0])
+
+    def bend(self, x: Tensor, low: Tensor, high: Tensor, seen: Tensor) -> Tensor:
+        """Between whole numbers a bilinear translation is bilinear in its parameters: rounding alone is left."""
+        if self.interpolation != "bilinear":
+            return super().bend(x, low, high, seen)
+        bend = rounding_norm(x, low, high)
+        crosses = ((high - TOUCH).ceil() - (low + TOUCH).floor() > 1).any(1)
+        bend[crosses] = super().bend(x, low[crosses], high[crosses], seen)
+        return bend
+
     def extra_repr(self) -> str:
         return f"{self.interpolation}, {self.padding}"
 
@@ -129,6 +261,14 @@ class Scaling(Warp, Additive):
         zero = torch.zeros_like(inverse)
         return inverse, zero, zero, inverse
 
+    def slopes(self, theta: Tensor) -> list[tuple[Tensor, ...]]:
+        inverse = torch.exp(-theta[:, 0])
+        zero = torch.zeros_like(inverse)
+        return [(-inverse, zero, zero, -inverse)]
+
+    def bending(self, low: Tensor, high: Tensor) -> Tensor:
+        return torch.exp(-low[:, 0])
+
 
 class Shear(Warp, Additive):
     """Horizontal shear: what is y pixels below the centre moves right by theta y pixels, what is above it to the left;
@@ -147,6 +287,13 @@ class Shear(Warp, Additive):
         shear = theta[:, 0]
         one, zero = torch.ones_like(shear), torch.zeros_like(shear)
         return one, -shear, zero, one
+
+    def slopes(self, theta: Tensor) -> list[tuple[Tensor, ...]]:
+        zero = torch.zeros_like(theta[:, 0])
+        return [(zero, zero - 1, zero, zero)]
+
+    def bending(self, low: Tensor, high: Tensor) -> Tensor:
+        return torch.zeros_like(low[:, 0])
 
 
 class Similarity(Warp):

@@ -1,0 +1,364 @@
+"""The cover certificate: slices of the attack's parameters, each held by pixel noise around its middle (TSS; theory.md
+section 8)."""
+
+import itertools
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from scipy.special import ndtr
+from torch import Tensor
+
+from gsmooth_lightning.certify.additive import check_law
+from gsmooth_lightning.certify.base import ABSTAIN, Certificate, Certifier
+from gsmooth_lightning.certify.transfer import law_transfer, required
+from gsmooth_lightning.confidence import Counts, clopper_pearson_upper, group_sequential, looks_up_to
+from gsmooth_lightning.error.movement import movements
+from gsmooth_lightning.error.rounding import TAIL, file_rounding
+from gsmooth_lightning.errors import RequestError, UncertifiableError
+from gsmooth_lightning.plans import GroupSequential
+from gsmooth_lightning.preprocess import lipschitz
+from gsmooth_lightning.rounds import together
+from gsmooth_lightning.smoothed import SmoothedClassifier
+from gsmooth_lightning.smoothing import Gaussian
+from gsmooth_lightning.stream import Stream
+from gsmooth_lightning.threat import Threat, TransformationThreat
+from gsmooth_lightning.transform import (
+    Brightness,
+    BrightnessContrast,
+    Composition,
+    Contrast,
+    Identity,
+    Transform,
+    Warp,
+    same,
+)
+
+AFTER = (Brightness, Contrast, BrightnessContrast)
+"""What may come after the transformation that is covered, smoothed over by a law of its own."""
+
+AT_ONCE = 16
+"""Slices that are tested side by side."""
+
+MOST_SLICES = 20_000
+"""How many slices an image may need before it is left."""
+
+ERROR_STEP = 0.02
+"""Errors are rounded up to multiples of it, so that few tests have to be computed."""
+
+FAR = 8
+"""Slices that move the image by more margins than this are halved; others are cut at once into as many as they need."""
+
+HOPELESS = 1e-2
+"""A failed slice is cut only if its votes, at this level, leave room for the next test."""
+
+
+@dataclass
+class Slice:
+    """A part of the attack's parameters.
+
+    Attributes:
+        low, high: ends, (dim,).
+        error: bound of how far it moves the pixels from the slice's middle, in sigma.
+        near: least radius of the threat at which it is met.
+        depth: how many slices around it have failed; the level is alpha / 2^(depth + 1).
+    """
+
+    low: Tensor
+    high: Tensor
+    error: float
+    near: float
+    depth: int
+
+    @property
+    def middle(self) -> Tensor:
+        return (self.low + self.high) / 2
+
+
+def covered(threat: Threat) -> tuple[Warp, Transform]:
+    """The transformation whose parameters are covered, and what comes after it (the identity if nothing does).
+
+    Raises:
+        UncertifiableError: another transformation.
+    """
+    transform = threat.transform if isinstance(threat, TransformationThreat) else Identity()
+    first, *rest = transform.parts if isinstance(transform, Composition) else (transform,)
+    if not isinstance(first, Warp) or len(rest) > 1 or not all(isinstance(part, AFTER) for part in rest):
+        raise UncertifiableError(
+            "rotation, translation, scaling and shear are covered, each alone or with brightness or contrast after it; "
+            "use certify=direct or joint"
+        )
+    return first, rest[0] if rest else Identity()
+
+
+class CoverCertifier(Certifier):
+    """The attack's parameters are covered by slices. The prediction at a slice's middle t is A, with an l2 radius
+    larger than M >= max over the slice of ||P(psi(x, gamma)) - P(psi(x, t))||: then it is A on the whole slice.
+
+    A is chosen once, on n0 draws at x. A false certificate needs a false slice that passes, and each parameter lies in
+    one slice of each depth, so every slice is tested at the full alpha, shared out over depths alone: 2^-(k + 1) of it
+    at depth k, on fresh draws (intersection-union). Slices are tested from 0 outward, in each wave those first on which
+    the network without noise is least sure; the first that fails, at all depths, ends the certified range. Tests are
+    exact group-sequential ones.
+
+    Slices are cut so that gamma moves the pixels by about `margins[depth]` sigma; what files round comes on top. A wide
+    slice needs more votes, many narrow ones more tests.
+
+    After the covered transformation (rotation, scaling, translation, shear) the attacker may change brightness and
+    contrast, against which the classifier is smoothed by a law of its own parameters: the two join as in Theorem J, E
+    being M stretched by contrast, e^k of the attack and e^(c s) of the law but for a mass TAIL. An l2 ball of the
+    threat adds to M.
+
+    Args:
+        n0: draws that choose the class.
+        n: most draws for a slice.
+        alpha: one minus the confidence of the certificate.
+        margins: by how many sigma gamma may move the pixels of a slice, falling, one for each depth.
+
+    Raises:
+        RequestError: margins that do not fall, or draws that could not pass a slice.
+    """
+
+    def __init__(
+        self, n0: int = 100, n: int = 10_000, alpha: float = 1e-3, margins: Sequence[float] = (0.7, 0.35, 0.175)
+    ):
+        self.margins = tuple(float(m) for m in margins)
+        if not self.margins or not all(a > b for a, b in itertools.pairwise((*self.margins, 0.0))):
+            raise RequestError(f"certify.margins must be positive and falling, such as [0.7,0.35], got {list(margins)}")
+        self.plans = [GroupSequential([1.0], n0, n, alpha / 2 ** (k + 1)) for k in range(len(self.margins))]
+        self.n0, self.n, self.alpha = n0, n, alpha
+
+    # -------------------------------------------------- hypotheses
+
+    def check(self, smoothed: SmoothedClassifier, threat: Threat) -> None:
+        warp, rest = covered(threat)
+        assert isinstance(threat, TransformationThreat)
+        warp.bending(*torch.zeros(2, 1, warp.dim))
+        if not same(smoothed.transform, rest):
+            raise UncertifiableError(
+                f"the cover certificate visits the parameters of {warp.name} and draws those of {rest.name}, but the "
+                f"classifier is smoothed over {smoothed.transform.name}; use law=none, or law=product whose first part "
+                "is null"
+            )
+        if not isinstance(smoothed.noise, Gaussian) or smoothed.noise.cholesky is not None:
+            raise UncertifiableError("the cover certificate needs Gaussian pixel noise; use noise=gaussian")
+        if smoothed.votes != "hard":
+            raise UncertifiableError("the cover certificate counts hard votes; use votes=hard")
+        if not math.isfinite(lipschitz(smoothed.preprocess)):
+            raise UncertifiableError(
+                "preprocessing must say how much it stretches l2 distances: use steps with an attribute lipschitz"
+            )
+        if rest.dim:
+            if threat.saved != "real":
+                raise UncertifiableError(
+                    f"files {threat.file()} clip what brightness and contrast change; use threat.saved=real"
+                )
+            assert smoothed.law is not None
+            check_law(rest, smoothed.law, threat.lows[warp.dim :])
+        if (floor := self.threshold(smoothed, threat, self.margins[-1], 0.0)) >= self.plans[-1].ceiling:
+            raise UncertifiableError(
+                f"{self.n} draws show at most pA = {self.plans[-1].ceiling:.4g}, and the narrowest slices need "
+                f"{floor:.4g}; raise sampling.n or noise.sigma"
+            )
+
+    def threshold(
+        self, smoothed: SmoothedClassifier, threat: TransformationThreat, error: float, slack: float
+    ) -> float:
+        """The pA that a slice's middle needs when the pixels move by `error` sigma, and brightness and contrast over
+        all of their range."""
+        warp, rest = covered(threat)
+        if not rest.dim:
+            return float(min(1.0, ndtr(error) * (1 + 1e-12) + slack))
+        assert smoothed.law is not None
+        left = law_transfer(rest, smoothed.law, threat.lows[warp.dim :], threat.highs[warp.dim :], error)
+
+        def transfer(p: ArrayLike, _: float) -> np.ndarray:
+            return left(np.maximum(np.asarray(p, dtype=float) - slack, 0.0)) - TAIL
+
+        return required(transfer, 1.0)
+
+    # -------------------------------------------------- one image
+
+    def procedure(
+        self, smoothed: SmoothedClassifier, threat: Threat, x: Tensor, stream: Stream
+    ) -> Generator[Any, Any, Certificate]:
+        assert isinstance(threat, TransformationThreat)
+        top, selection = yield from self.plans[0].choose(partial(smoothed.sample, x, stream))
+        cover = _Cover(self, smoothed, threat, x, stream, top)
+        cover.spent = smoothed.evaluations(0, self.n0)
+        yield from cover.visit()
+        return Certificate(
+            prediction=top if cover.limit > 0 else ABSTAIN,
+            radius=min(cover.limit, threat.reach),
+            unit=threat.unit,
+            guarantee="sound",
+            alpha=self.alpha,
+            selection=selection[:-1].tolist(),
+            counts=cover.counts[:-1].tolist(),
+            n=int(cover.counts.sum()),
+            seed=stream.seed,
+            evaluations=cover.spent,
+            details={"slices": cover.tested, "slack": cover.slack},
+        )
+
+
+class _Cover:
+    """The slices of one image, and their tests.
+
+    Attributes:
+        limit: least radius at which a slice has failed.
+        tested: of each slice (ends, error in sigma, depth, pA needed, votes for the class, draws, passed).
+    """
+
+    def __init__(
+        self,
+        certifier: CoverCertifier,
+        smoothed: SmoothedClassifier,
+        threat: TransformationThreat,
+        x: Tensor,
+        stream: Stream,
+        top: int,
+    ):
+        self.certifier, self.smoothed, self.threat, self.x, self.stream = certifier, smoothed, threat, x, stream
+        self.warp, rest = covered(threat)
+        self.top, self.slack = top, smoothed.slack(x)
+        assert isinstance(smoothed.noise, Gaussian)
+        self.sigma = float(smoothed.noise.sigma.min())
+        self.stretch, self.rounding = afterwards(smoothed, threat, rest, x) if rest.dim else (1.0, 0.0)
+        self.counts: Counts = np.zeros(smoothed.classes + 1)
+        self.limit, self.spent = math.inf, 0
+        self.tested: list[list[Any]] = []
+
+    def visit(self) -> Generator[Any, Any, None]:
+        """Tests the slices from 0 outward, a wave at a time."""
+        ends = torch.tensor([self.threat.lows, self.threat.highs], dtype=torch.float64, device=self.x.device)
+        slices = yield from self.cut(ends[0, : self.warp.dim], ends[1, : self.warp.dim], 0)
+        for first in range(0, len(slices), self.smoothed.block):
+            wave = [s for s in slices[first : first + self.smoothed.block] if s.near < self.limit]
+            if not wave:
+                return
+            (sure,) = yield [partial(self.sureness, wave)]
+            self.spent += self.smoothed.block
+            order = np.argsort(sure.cpu().numpy(), kind="stable")
+            yield from together((self.hold(wave[i]) for i in order), AT_ONCE)
+
+    # -------------------------------------------------- slices
+
+    def cut(self, low: Tensor, high: Tensor, depth: int) -> Generator[Any, Any, list[Slice]]:
+        """Slices of a box within which gamma moves the pixels by at most the margin of this depth, by distance from 0.
+
+        None when there would be more than MOST_SLICES: the box then fails.
+        """
+        margin = self.certifier.margins[depth] * self.sigma / self.stretch
+        slices: list[Slice] = []
+        pieces = [(low, high)]
+        while pieces:
+            if len(slices) + len(pieces) > MOST_SLICES:
+                self.limit = min(self.limit, self.near(low, high))
+                return []
+            lows, highs = (torch.stack(ends) for ends in zip(*pieces, strict=True))
+            moved = partial(movements, self.smoothed, self.threat, self.warp, self.x)
+            found = yield [partial(moved, a, b) for a, b in zip(lows.split(AT_ONCE), highs.split(AT_ONCE), strict=True)]
+            pieces = []
+            for a, b, (moves, fixed) in zip(lows, highs, torch.cat(found).tolist(), strict=True):
+                if moves <= margin:
+                    error = self.stretch * (moves + fixed) / self.sigma + self.rounding
+                    slices.append(Slice(a, b, math.ceil(error / ERROR_STEP) * ERROR_STEP, self.near(a, b), depth))
+                else:
+                    pieces += _parts(a, b, moves / margin)
+        return sorted(slices, key=lambda s: s.near)
+
+    def near(self, low: Tensor, high: Tensor) -> float:
+        """The least radius of the threat within which a parameter of a box lies, rounded down."""
+        nearest = torch.zeros(1, len(self.threat.lows), dtype=torch.float64, device=low.device)
+        nearest[0, : len(low)] = torch.zeros_like(low).clamp(low, high)
+        return float(self.threat.distance(nearest)) * (1 - 1e-12)
+
+    @torch.inference_mode()
+    def sureness(self, wave: Sequence[Slice]) -> Tensor:
+        """By how much the network without noise prefers the class in the middle of each slice, (slices,)."""
+        images = torch.cat([self.image(s)[None] for s in wave])
+        padded = torch.cat([images, images[:1].expand(self.smoothed.block - len(images), *self.x.shape)])
+        theta = torch.zeros(len(padded), self.smoothed.transform.dim, device=self.x.device)
+        out = self.smoothed.outputs(self.smoothed.encode(padded, theta) * (1 / self.smoothed.levels))[: len(wave)]
+        if out.ndim == 1:
+            return (out == self.top).float()
+        others = torch.arange(out.shape[1], device=out.device) != self.top
+        return out[:, self.top] - out[:, others].amax(1)
+
+    @torch.inference_mode()
+    def image(self, s: Slice) -> Tensor:
+        """The middle of a slice, (c, h, w)."""
+        return self.warp(self.x[None], s.middle[None].float())[0]
+
+    # -------------------------------------------------- tests
+
+    def hold(self, s: Slice) -> Generator[Any, Any, None]:
+        """Tests a slice, and its parts if it fails; `limit` then falls to the nearest part that fails at last."""
+        if s.near >= self.limit:
+            return
+        certifier, plan = self.certifier, self.certifier.plans[s.depth]
+        needed = certifier.threshold(self.smoothed, self.threat, s.error, self.slack)
+        stream, image = self.stream.within("estimate", len(self.tested)), self.image(s)
+        record = [s.low.tolist(), s.high.tolist(), s.error, s.depth, needed, 0, 0, False]
+        self.tested.append(record)
+        count, n = 0, 0
+        if needed < plan.ceiling:
+            looks = looks_up_to(plan.n, self.smoothed.block, first=self.smoothed.block)
+            rule = group_sequential(needed, looks, plan.alpha)
+            sample = partial(self.sample, image, stream)
+            outcome = yield from plan.test(sample, self.top, np.zeros_like(self.counts), looks, [rule])
+            self.counts = self.counts + outcome.counts
+            count, n = int(outcome.counts[self.top]), outcome.n
+            record[5:] = [count, n, outcome.passed is not None]
+            if outcome.passed is not None:
+                return
+        if s.depth + 1 < len(certifier.margins) and self.hopeful(s, count, n):
+            parts = yield from self.cut(s.low, s.high, s.depth + 1)
+            for part in parts:
+                yield from self.hold(part)
+        else:
+            self.limit = min(self.limit, s.near)
+
+    def sample(self, image: Tensor, stream: Stream, stage: str, first: int, last: int) -> Generator[Any, Any, Counts]:
+        """Votes of draws around the middle of a slice."""
+        self.spent += self.smoothed.evaluations(first, last)
+        return (yield from self.smoothed.sample(image, stream, stage, first, last))
+
+    def hopeful(self, s: Slice, count: int, n: int) -> bool:
+        """Whether parts of a slice that failed with these votes may pass."""
+        saved = self.certifier.margins[s.depth] - self.certifier.margins[s.depth + 1]
+        needed = self.certifier.threshold(self.smoothed, self.threat, max(0.0, s.error - saved), self.slack)
+        return n == 0 or bool(clopper_pearson_upper(count, n, HOPELESS) > needed)
+
+
+def afterwards(
+    smoothed: SmoothedClassifier, threat: TransformationThreat, rest: Transform, x: Tensor
+) -> tuple[float, float]:
+    """(stretch, rounding): what brightness and contrast, but for a mass TAIL of their law, multiply distances of pixels
+    by, and what their own rounding adds, in sigma."""
+    assert smoothed.law is not None
+    first = threat.transform.dim - rest.dim
+    lows, highs = threat.lows[first:], threat.highs[first:]
+    stretch = 1.0
+    if not isinstance(rest, Brightness):
+        stretch = math.exp(highs[0] + float(smoothed.law.within(TAIL, rest.dim)[1][0])) * (1 + 1e-9)
+    largest = torch.full_like(x, covered(threat)[0].gain * (1 + threat.l2))
+    return stretch, file_rounding(smoothed, TransformationThreat(rest, lows, highs, saved="real"), largest)
+
+
+def _parts(low: Tensor, high: Tensor, margins: float) -> list[tuple[Tensor, Tensor]]:
+    """A box cut along its longest axis, by how many margins it moves the image."""
+    axis, number = int((high - low).argmax()), 2 if margins > FAR else math.ceil(1.15 * margins)
+    ends = torch.linspace(float(low[axis]), float(high[axis]), number + 1, dtype=torch.float64).tolist()
+    parts = []
+    for a, b in itertools.pairwise(ends):
+        lower, upper = low.clone(), high.clone()
+        lower[axis], upper[axis] = a, b
+        parts.append((lower, upper))
+    return parts
