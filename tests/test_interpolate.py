@@ -20,6 +20,11 @@ CASES = {Rotation: 25.0, Scaling: 0.4, Shear: 0.5, Translation: 2.5}
 WIDTHS = (1e-6, 0.01, 0.1, 0.7)
 """Widths of boxes, as shares of the range in CASES: from a hundred-thousandth of a pixel to several pixels."""
 
+FUZZ = 1e-12
+"""Of the tests' own interpolation in float64."""
+
+ALL_SEEN = torch.ones(8, 8, dtype=torch.bool)
+
 
 def images(h, w, channels=1):
     """Noise, a checkerboard, sparse black and white, and one bright pixel."""
@@ -66,7 +71,9 @@ def deviations(psi, x, low, high, seen, fractions=21):
         weight = torch.where(torch.tensor(bits).bool(), shares, 1 - shares).prod(1)
         straight += weight.view(1, -1, 1, 1, 1) * (warp(psi, x, corner) * seen)[:, None]
     flat = values.flatten(2)
-    return (values - straight).flatten(2).norm(dim=2).amax(1), torch.cdist(flat, flat).flatten(1).amax(1)
+    return (values - straight).flatten(2).norm(dim=2).amax(1), torch.cdist(
+        flat, flat, compute_mode="donot_use_mm_for_euclid_dist"
+    ).flatten(1).amax(1)
 
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
@@ -83,8 +90,8 @@ def test_bends_and_shifts_bound_what_a_box_does(transform, interpolation):
             a, b = (torch.tensor(np.sort(random.random((2, *low.shape)), 0))) * (high - low) + low
             for ends in ((low, high), (a, b)):
                 bent, moved = deviations(psi, x, *ends, seen)
-                assert (bent <= bend).all()
-                assert (moved <= shift).all()
+                assert (bent <= bend + FUZZ).all()
+                assert (moved <= shift + FUZZ).all()
 
 
 @pytest.mark.parametrize("at", [-2.0, 30.0])
@@ -94,22 +101,22 @@ def test_positions_far_outside_the_image(interpolation, at):
     for psi in (Scaling(interpolation), Translation(interpolation)):
         low, high = boxes(psi, at=at if psi.dim == 2 else min(at, 0.5))
         for x in images(8, 8)[:2]:
-            bent, moved = deviations(psi, x, low, high, torch.ones(8, 8))
-            assert (bent <= psi.bend(x, low, high, torch.ones(8, 8))).all()
-            assert (moved <= psi.shift(x, low, high, torch.ones(8, 8))).all()
+            bent, moved = deviations(psi, x, low, high, ALL_SEEN)
+            assert (bent <= psi.bend(x, low, high, ALL_SEEN) + FUZZ).all()
+            assert (moved <= psi.shift(x, low, high, ALL_SEEN) + FUZZ).all()
 
 
-@pytest.mark.parametrize(("interpolation", "factor"), [("bilinear", 5.0), ("bicubic", 8.0)])
+@pytest.mark.parametrize(("interpolation", "factor"), [("bilinear", 4.0), ("bicubic", 10.0)])
 def test_bends_are_not_vacuous(interpolation, factor):
-    """On digits turned by a degree: within a factor of the deviations, on average, and far below the movement."""
-    low = torch.linspace(-20, 19, 40, dtype=torch.float64)[:, None]
+    """On digits turned by two degrees: within a factor of the deviations, on average, and far below the movement."""
+    low = torch.linspace(-20, 18, 40, dtype=torch.float64)[:, None]
     seen = visible(Preprocess([DiscVignette()]), torch.zeros(1, 8, 8))
     psi, data = Rotation(interpolation), Digits().split("test", 10)
     for i in (1, 5, 9):
-        bent, moved = deviations(psi, data[i][0], low, low + 1, seen)
-        bend = psi.bend(data[i][0], low, low + 1, seen)
+        bent, moved = deviations(psi, data[i][0], low, low + 2, seen)
+        bend = psi.bend(data[i][0], low, low + 2, seen)
         assert bend.mean() < factor * bent.mean()
-        assert bend.mean() < moved.mean()
+        assert bend.mean() < moved.mean() / 5
 
 
 def test_a_bilinear_translation_is_bilinear_between_whole_numbers():
@@ -117,11 +124,24 @@ def test_a_bilinear_translation_is_bilinear_between_whole_numbers():
     psi, x = Translation(), images(8, 8)[1]
     low = torch.tensor([[0.0, -1.0], [1.25, 0.5], [-2.0, 1.0], [0.5, 0.0]], dtype=torch.float64)
     high = torch.tensor([[1.0, 0.0], [2.0, 0.75], [-1.0, 2.0], [1.5, 0.5]], dtype=torch.float64)
-    bend = psi.bend(x, low, high, torch.ones(8, 8))
-    bent, _ = deviations(psi, x, low, high, torch.ones(8, 8))
+    bend = psi.bend(x, low, high, ALL_SEEN)
+    bent, _ = deviations(psi, x, low, high, ALL_SEEN)
     assert (bend[:3] < 1e-3).all()
-    assert (bent <= bend).all()
+    assert (bent <= bend + FUZZ).all()
     assert bent[3] > 1
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_rounding_where_an_image_is_flat(interpolation):
+    """No position matters there, but values are computed in float32: bicubic weights cancel, and sum to 1 roughly."""
+    seen = visible(Preprocess([RectangleVignette(3)]), torch.zeros(1, 12, 12))
+    low = torch.zeros(6, 2, dtype=torch.float64)
+    high = torch.tensor(np.random.default_rng(0).uniform(0, 0.4, (6, 2)))
+    for value in (1.0, 0.7, -1.0):
+        x, psi = torch.full((1, 12, 12), value), Translation(interpolation)
+        bent, moved = deviations(psi, x, low, high, seen)
+        assert (bent <= psi.bend(x, low, high, seen) + FUZZ).all()
+        assert (moved <= psi.shift(x, low, high, seen) + FUZZ).all()
 
 
 # ---------------------------------------------------------------- positions
@@ -161,8 +181,8 @@ def test_boxes_contain_positions(transform):
     assert widest[tiny].max() < 1e-3
 
 
-REACH = {Rotation: 700.0, Scaling: 1.0, Shear: 1.0, Translation: None}
-"""Largest parameters whose positions are compared; None: the image's longer side."""
+REACH = {Rotation: 700.0, Scaling: 6.0, Shear: 15.0, Translation: None}
+"""Largest parameters whose positions are compared, to images shrunk 400 times; None: the image's longer side."""
 
 
 @pytest.mark.parametrize("transform", CASES)
@@ -182,11 +202,11 @@ def test_float32_positions_are_within_their_error(monkeypatch, transform, size):
     warp(psi, torch.zeros(1, h, w), theta)
     columns, rows = psi.positions(theta, h, w)
     near = (columns > -2) & (columns < w + 1) & (rows > -2) & (rows < h + 1)
-    error = bounds.position_error(theta, theta, h, w)
-    for axis, length, exact in ((0, w, columns), (1, h, rows)):
+    left, right, upper, lower = psi.boxes(theta, theta, h, w)  # points, but for the rounding
+    for axis, length, least, most in ((0, w, left, right), (1, h, upper, lower)):
         single = (((grids[0][..., axis] + 1) * length - 1) / 2).flatten(1)
         assert single.dtype == torch.float32
-        assert (((single - exact).abs() <= error) | ~near).all()
+        assert (((least <= single) & (single <= most)) | ~near).all()
 
 
 @pytest.mark.parametrize("transform", [Rotation, Translation, Shear])
@@ -200,8 +220,9 @@ def test_warped_coordinates_are_their_positions(transform):
     positions = torch.stack(psi.positions(theta, size, size), 1)
     inside = ((positions > 0) & (positions < size - 1)).all(1, keepdim=True)
     assert inside.any()
-    allowed = bounds.position_error(theta, theta, size, size)[:, None] + size * 2.0**-22
-    assert (((values - positions).abs() <= allowed) | ~inside).all()
+    left, right, upper, lower = psi.boxes(theta, theta, size, size)
+    least, most, value = torch.stack([left, upper], 1), torch.stack([right, lower], 1), size * 2.0**-22
+    assert (((least - value <= values) & (values <= most + value)) | ~inside).all()
 
 
 # ---------------------------------------------------------------- the operator norm
@@ -310,7 +331,7 @@ def test_rounding_bounds_what_another_rounding_of_positions_changes():
         with torch.inference_mode():
             exact = psi(x.double().expand(4, -1, -1, -1), theta.float().double())
         apart = (warp(psi, x, theta) - exact).flatten(1).norm(dim=1)
-        assert (apart <= psi.rounding(theta, torch.ones(16, 16))).all()
-    torn = Translation("nearest").rounding(theta, torch.ones(16, 16))
+        assert (apart <= psi.rounding(theta, torch.ones(16, 16).bool())).all()
+    torn = Translation("nearest").rounding(theta, torch.ones(16, 16).bool())
     np.testing.assert_allclose(torn, [16.0, 0.0, 16.0, 0.0])
-    assert math.isclose(float(Translation("nearest").rounding(theta[:1], torch.eye(16))[0]), 4.0)
+    assert math.isclose(float(Translation("nearest").rounding(theta[:1], torch.eye(16).bool())[0]), 4.0)

@@ -73,15 +73,17 @@ class Threat(ABC):
             x = functional.resize(x, [self.size], InterpolationMode.BICUBIC, antialias=False)
         return self.save(x.clamp(low, high))
 
-    def save(self, x: Tensor) -> Tensor:
-        """What a viewer reads back from the saved file."""
+    def clip(self, x: Tensor) -> Tensor:
+        """Values brought into the format's range, before they are rounded."""
         low, high, levels = SAVED[self.saved]
         if self.saved == "real":
             return x
-        if levels is None:
-            return x.clamp(low, high)
-        top = high - 1 / levels if low < 0 else high  # two's complement ends one step below 1
-        return (x * levels).round_().div_(levels).clamp_(low, top)
+        return x.clamp(low, high - 1 / levels if levels and low < 0 else high)  # two's complement ends a step below 1
+
+    def save(self, x: Tensor) -> Tensor:
+        """What a viewer reads back from the saved file."""
+        levels = SAVED[self.saved][2]
+        return self.clip(x if levels is None else (x * levels).round_().div_(levels))
 
     def file(self) -> str:
         enlarged = f"images enlarged to a shorter side of {self.size} pixels (bicubic), " if self.size else ""

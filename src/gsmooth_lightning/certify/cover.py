@@ -18,7 +18,7 @@ from gsmooth_lightning.certify.additive import check_law
 from gsmooth_lightning.certify.base import ABSTAIN, Certificate, Certifier
 from gsmooth_lightning.certify.transfer import law_transfer, required
 from gsmooth_lightning.confidence import Counts, clopper_pearson_upper, group_sequential, looks_up_to
-from gsmooth_lightning.error.movement import movements
+from gsmooth_lightning.error.movement import middle_images, movements
 from gsmooth_lightning.error.rounding import TAIL, file_rounding
 from gsmooth_lightning.errors import RequestError, UncertifiableError
 from gsmooth_lightning.plans import GroupSequential
@@ -74,10 +74,6 @@ class Slice:
     error: float
     near: float
     depth: int
-
-    @property
-    def middle(self) -> Tensor:
-        return (self.low + self.high) / 2
 
 
 def covered(threat: Threat) -> tuple[Warp, Transform]:
@@ -280,9 +276,15 @@ class _Cover:
         return float(self.threat.distance(nearest)) * (1 - 1e-12)
 
     @torch.inference_mode()
+    def middles(self, slices: Sequence[Slice]) -> Tensor:
+        """What is classified for each slice, (slices, c, h, w)."""
+        low, high = (torch.stack(ends) for ends in zip(*((s.low, s.high) for s in slices), strict=True))
+        return middle_images(self.threat, self.warp, self.x, low, high)
+
+    @torch.inference_mode()
     def sureness(self, wave: Sequence[Slice]) -> Tensor:
         """By how much the network without noise prefers the class in the middle of each slice, (slices,)."""
-        images = torch.cat([self.image(s)[None] for s in wave])
+        images = self.middles(wave)
         padded = torch.cat([images, images[:1].expand(self.smoothed.block - len(images), *self.x.shape)])
         theta = torch.zeros(len(padded), self.smoothed.transform.dim, device=self.x.device)
         out = self.smoothed.outputs(self.smoothed.encode(padded, theta) * (1 / self.smoothed.levels))[: len(wave)]
@@ -290,11 +292,6 @@ class _Cover:
             return (out == self.top).float()
         others = torch.arange(out.shape[1], device=out.device) != self.top
         return out[:, self.top] - out[:, others].amax(1)
-
-    @torch.inference_mode()
-    def image(self, s: Slice) -> Tensor:
-        """The middle of a slice, (c, h, w)."""
-        return self.warp(self.x[None], s.middle[None].float())[0]
 
     # -------------------------------------------------- tests
 
@@ -304,7 +301,7 @@ class _Cover:
             return
         certifier, plan = self.certifier, self.certifier.plans[s.depth]
         needed = certifier.threshold(self.smoothed, self.threat, s.error, self.slack)
-        stream, image = self.stream.within("estimate", len(self.tested)), self.image(s)
+        stream, image = self.stream.within("estimate", len(self.tested)), self.middles([s])[0]
         record = [s.low.tolist(), s.high.tolist(), s.error, s.depth, needed, 0, 0, False]
         self.tested.append(record)
         count, n = 0, 0

@@ -26,7 +26,7 @@ from gsmooth_lightning.rounds import Job
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Gaussian
 from gsmooth_lightning.threat import SAVED, TransformationThreat
-from gsmooth_lightning.transform import Brightness, Composition, Translation, Warp
+from gsmooth_lightning.transform import Brightness, Composition, Translation, Warp, same
 
 Steps = Generator[list[Job], list[Any], Any]
 
@@ -39,7 +39,7 @@ MOVE = 0.25
 WINDOW = 4
 """Bends along theta + gamma are of windows wider than a box by one part in WINDOW, which serve many theta."""
 
-ROUNDED = 1.25
+ROUNDED = 1.5
 """Steps of the noise grid, a pixel: half a step for each of two images, and float32 in the preprocessing."""
 
 PAIRS = 256
@@ -71,6 +71,16 @@ def check_chords(smoothed: SmoothedClassifier, threat: TransformationThreat) -> 
     """
     warp = warp_of(threat)
     warp.bending(*torch.zeros(2, 1, warp.dim))
+    if not same(smoothed.transform, threat.transform):
+        raise UncertifiableError(
+            f"the file is made by {threat.transform}, and the classifier draws {smoothed.transform}: give both the "
+            "same interpolation and padding, or use error.search=intervals or grid"
+        )
+    if isinstance(threat.transform, Composition) and not is_linear(smoothed.preprocess):
+        raise UncertifiableError(
+            "with brightness after an interpolation the error is maximised through linear preprocessing alone; use "
+            "steps with an attribute linear, error.search=grid, or certify=cover"
+        )
     if not math.isfinite(lipschitz(smoothed.preprocess)):
         raise UncertifiableError(
             "to maximise the error, preprocessing must say how much it stretches l2 distances: use steps with an "
@@ -152,8 +162,7 @@ class _Search:
         self.distance = self.warp.bend if self.linear else self.warp.shift
         self.seen = visible(smoothed.preprocess, x)
         self.scale = lipschitz(smoothed.preprocess) / float(self.noise.sigma.min())
-        floor, ceiling, self.levels = SAVED[threat.saved]
-        self.clips = (floor, ceiling) if threat.saved != "real" and self.warp.interpolation == "bicubic" else None
+        self.levels = SAVED[threat.saved][2]
 
     # -------------------------------------------------- for each theta
 
@@ -171,7 +180,7 @@ class _Search:
         stretch, sums = self.warp.stretch(theta, self.seen)
         used = sums > 0
         channels, seen = len(self.x), int(self.seen.sum())
-        span = self.warp.gain * float(self.x.amax().clamp_min(0) - self.x.amin().clamp_max(0))
+        span = self.warp.gain * float(self.x.amax().clamp_min(0) - self.x.amin().clamp_max(0)) + self.brightest
         rest = 2 * span * math.sqrt(channels) * self.warp.rounding(theta, self.seen) + stretch * self.threat.l2
         if self.levels:  # the file rounds each pixel by half a step, and a tie by what float32 makes of it
             moved = torch.minimum(stretch * used.flatten(1).sum(1).sqrt(), torch.tensor(self.warp.gain * seen**0.5))
@@ -213,7 +222,8 @@ class _Search:
         """Gammas along each axis, (n, nodes): evenly spaced, or where bilinear translations have their kinks."""
         kinks = isinstance(self.warp, Translation) and self.warp.interpolation == "bilinear"
         dx, dy = self.warp.reach(self.low[None], self.high[None], self.h, self.w)[2:]
-        number = max(1, math.ceil(2 * float(torch.hypot(dx, dy)[0, self.seen.flatten()].max()) / MOVE))
+        farthest = float((torch.hypot(dx, dy)[0] * self.seen.flatten()).max())
+        number = max(1, math.ceil(2 * farthest / MOVE))
         for a, (low, high) in enumerate(zip(self.low.tolist(), self.high.tolist(), strict=True)):
             if kinks:
                 whole = torch.arange(math.floor(low), math.ceil(high) + 1, dtype=torch.float64, device=self.x.device)
@@ -267,8 +277,7 @@ class _Search:
         return torch.stack([self.noise.gauge(defect * mask) for mask in self.masks], 1)
 
     def _files(self, gammas: Tensor) -> Tensor:
-        files = self.warp(self.x.expand(len(gammas), *self.x.shape), gammas.float())
-        return files.clamp(*self.clips) if self.clips else files
+        return self.threat.clip(self.warp(self.x.expand(len(gammas), *self.x.shape), gammas.float()))
 
     def bends(self, boxes: _Boxes) -> Steps:
         """How far a defect may exceed those at the corners of its box, in units of the noise, (m,)."""
@@ -289,16 +298,25 @@ class _Search:
         return torch.cat(found)[which]
 
     def _bend_of_files(self, low: Tensor, high: Tensor) -> Tensor:
-        """Files clip: where the corners leave the format's range unequally, linearity is lost by that much at most."""
+        """Bends, or shifts, of the file's pixels that are used."""
         bend = self.distance(self.x, low, high, self.used)
-        if self.clips is None or not self.linear:
+        if (
+            not self.linear or self.warp.interpolation != "bicubic"
+        ):  # clipping moves apart nothing, others leave no range
             return bend
         corners = itertools.product(*zip(low.unbind(1), high.unbind(1), strict=True))
-        images = [
-            self.warp(self.x.expand(len(low), *self.x.shape), torch.stack(corner, 1).float()) for corner in corners
-        ]
-        over = torch.stack([image - image.clamp(*self.clips) for image in images])
-        return bend + ((over.amax(0) - over.amin(0)) * self.used).flatten(1).norm(dim=1)
+        parameters = torch.stack([torch.stack(corner, 1) for corner in corners])
+        images = self.warp(self.x.expand(parameters[..., 0].numel(), *self.x.shape), parameters.flatten(0, 1).float())
+        kinks = clip_kinks(self.threat, images.view(len(parameters), -1, *self.x.shape))
+        return bend + (kinks * self.used).flatten(1).norm(dim=1)
+
+
+def clip_kinks(threat: TransformationThreat, corners: Tensor) -> Tensor:
+    """How far clipped files between corners, (corners, ...), may be from linear beyond the unclipped ones: where the
+    corners leave the format's range unequally, by that much at most. What is clipped between them, and its linear
+    interpolation, both lie between the least and the most that is clipped at a corner."""
+    over = corners - threat.clip(corners)
+    return over.amax(0) - over.amin(0)
 
 
 def _inferring(bend: Callable[[Tensor, Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:

@@ -34,13 +34,13 @@ from gsmooth_lightning.error.base import (
 from gsmooth_lightning.error.chords import check_chords, chord_norms
 from gsmooth_lightning.error.interval import check_intervals, interval_defects
 from gsmooth_lightning.error.rounding import rounding_bound
-from gsmooth_lightning.errors import RequestError, check_whole
+from gsmooth_lightning.errors import RequestError, UncertifiableError, check_whole
 from gsmooth_lightning.rounds import Job
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing.partition import check_partition, partition_masks
 from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.threat import Threat, TransformationThreat
-from gsmooth_lightning.transform import is_exact
+from gsmooth_lightning.transform import is_exact, same
 
 SEARCHES = ("chords", "intervals", "grid")
 
@@ -183,9 +183,26 @@ class SampledBound(ErrorBound):
     def check(self, smoothed: SmoothedClassifier, threat: Threat) -> TransformationThreat:
         """As `ErrorBound.check`, and refuses what the search has no proof for."""
         found = super().check(smoothed, threat)
+        if is_exact(found.transform) and self.search != "grid":
+            self.check_exact(smoothed, found)
+        if found.l2 and found.step is not None:
+            raise UncertifiableError(
+                "threat.step lists all attacks there are, and threat.l2 adds others; set threat.step=null or threat.l2=0"
+            )
         if self.search != "grid" and found.step is None and not is_exact(found.transform):
             {"chords": check_chords, "intervals": check_intervals}[self.search](smoothed, found)
         return found
+
+    def check_exact(self, smoothed: SmoothedClassifier, threat: TransformationThreat) -> None:
+        """Refuses exact transformations, whose error is rounding alone, unless this bound has a proof for them.
+
+        Raises:
+            UncertifiableError: always here.
+        """
+        raise UncertifiableError(
+            f"{threat.transform.name} has no interpolation error, and the rounding of each image is bounded without "
+            "draws; use error=image"
+        )
 
     def sample(
         self,
@@ -238,6 +255,14 @@ class ImageBound(SampledBound):
         if not 0 <= quantile <= 1:
             raise RequestError(f"error.quantile must lie between 0 and 1, got {quantile}")
         self.choose, self.quantile = choose, quantile
+
+    def check_exact(self, smoothed: SmoothedClassifier, threat: TransformationThreat) -> None:
+        """Refuses what `rounding_bound` does not cover."""
+        if self.partition is not None or not same(smoothed.transform, threat.transform):
+            raise UncertifiableError(
+                f"the rounding of {threat.transform.name} is bounded as a whole, for a classifier that draws the same "
+                "transformation; use error.partition=null and the threat's transform"
+            )
 
     def procedure(
         self, smoothed: SmoothedClassifier, threat: TransformationThreat, x: Tensor, stream: Stream

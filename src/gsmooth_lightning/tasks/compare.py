@@ -42,12 +42,13 @@ def compare(cfg: DictConfig) -> str:
 
 
 def part_of(cfg: DictConfig, part: DictConfig, store: Path) -> DictConfig:
-    """The configuration with one certificate's error bound, sampling plan and theorem."""
+    """The configuration with one certificate's error bound, sampling plan and theorem, and a law if it has its own."""
     settings = cfg.copy()
     with open_dict(settings):
         del settings["certificates"]
         settings.error, settings.certify = part.get("error"), part.certify
         settings.sampling = part.get("sampling", cfg.sampling)
+        settings.law = part.get("law", cfg.law)
         settings.store = str(store)
     return settings
 

@@ -17,11 +17,10 @@ from gsmooth_lightning.transform.interpolate import (
     TOUCH,
     bends,
     column_sums,
-    not_black,
+    departures,
     pixel_distance,
     pixels_from_centre,
     position_error,
-    rounding_norm,
     rounding_shift,
     shifts,
 )
@@ -120,26 +119,21 @@ class Warp(Resolvable):
         """Boxes that contain the positions, as grid_sample computes them, of all parameters between low and high,
         (k, dim): least and largest column, least and largest row, (k, h w) each."""
         columns, rows, dx, dy = self.reach(low, high, h, w)
-        error = position_error(low, high, h, w)
+        error = position_error(self, low, high, h, w)
         return columns - dx - error, columns + dx + error, rows - dy - error, rows + dy + error
 
-    def bend(self, x: Tensor, low: Tensor, high: Tensor, seen: Tensor) -> Tensor:
-        """Bound of ||psi(x, theta) - I(theta)||_2 over theta in boxes low, high, (k, dim), I the multilinear
-        interpolation of psi(x, .) between the corners of any box within: (k,). See `interpolate.bends`.
+    def departure(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Bound of |psi(x, theta) - I(theta)| over theta in boxes low, high, (k, dim), I the multilinear interpolation
+        of psi(x, .) between the corners of any box within: (k, c, h, w). See `interpolate.departures`."""
+        return departures(self, x, low, high)
 
-        Args:
-            x: (c, h, w), float32.
-            seen: pixels that count, (h, w).
-        """
+    def bend(self, x: Tensor, low: Tensor, high: Tensor, seen: Tensor) -> Tensor:
+        """The l2 norm of `departure` over the pixels that are `seen`, (h, w): (k,)."""
         return bends(self, x, low, high, seen)
 
     def shift(self, x: Tensor, low: Tensor, high: Tensor, seen: Tensor) -> Tensor:
         """Bound of ||psi(x, theta) - psi(x, theta')||_2 over theta, theta' in boxes low, high, (k, dim): (k,)."""
         return shifts(self, x, low, high, seen)
-
-    def not_black(self, x: Tensor, low: Tensor, high: Tensor, seen: Tensor) -> Tensor:
-        """See `interpolate.not_black`: (k,) for boxes (k, dim)."""
-        return not_black(self, x, low, high, seen)
 
     def stretch(self, theta: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """(bound of the l2 operator norm of x -> seen psi(x, theta), sum of |weights| into each pixel of x): (k,) and
@@ -231,14 +225,16 @@ class Translation(Warp, Additive):
             raise self._unknown()
         return torch.zeros_like(low[:, 0])
 
-    def bend(self, x: Tensor, low: Tensor, high: Tensor, seen: Tensor) -> Tensor:
+    def departure(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """Between whole numbers a bilinear translation is bilinear in its parameters: rounding alone is left."""
         if self.interpolation != "bilinear":
-            return super().bend(x, low, high, seen)
-        bend = rounding_norm(x, low, high)
+            return super().departure(x, low, high)
+        steepest = 2 * float(x.amax().clamp_min(0) - x.amin().clamp_max(0))
+        rounding = 2 * (position_error(self, low, high, x.shape[-2], x.shape[-1]) * steepest + 2.0**-22)
+        departure = rounding[:, :, None, None] * torch.ones_like(x, dtype=torch.float64)
         crosses = ((high - TOUCH).ceil() - (low + TOUCH).floor() > 1).any(1)
-        bend[crosses] = super().bend(x, low[crosses], high[crosses], seen)
-        return bend
+        departure[crosses] = super().departure(x, low[crosses], high[crosses])
+        return departure
 
     def extra_repr(self) -> str:
         return f"{self.interpolation}, {self.padding}"

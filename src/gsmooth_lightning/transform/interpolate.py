@@ -26,6 +26,10 @@ PRECISION = 2.0**-22
 """Rounding of the positions that grid_sample computes in float32, over the image's longer side: four units in the last
 place of a coordinate, and as much again for every 90 (degrees) of a parameter, which is rounded to float32 too."""
 
+VALUE = {"nearest": 0.0, "bilinear": 2.0**-22, "bicubic": 2.0**-18}
+"""Rounding of a value that grid_sample computes in float32 at a known position: cubic weights are differences of
+numbers up to 12, eight units of 2^-22 were found."""
+
 FRAME = 4
 """Black pixels around the image: more than a kernel reaches."""
 
@@ -53,20 +57,31 @@ def pixel_distance(h: int, w: int, like: Tensor) -> Tensor:
     return torch.hypot(*pixels_from_centre(h, w, like))
 
 
-def position_error(low: Tensor, high: Tensor, h: int, w: int) -> Tensor:
-    """Bound of the rounding errors of positions, in pixels, (k, 1), for parameters in boxes low, high, (k, dim)."""
+def position_error(warp: Warp, low: Tensor, high: Tensor, h: int, w: int) -> Tensor:
+    """Bound of the rounding errors of positions, in pixels, (k, 1), for parameters in boxes low, high, (k, dim). The
+    map enlarges those of grid_sample's coordinates: its entries are at most 1, or largest at the ends of a box."""
     largest = torch.maximum(low.abs(), high.abs()).amax(1, keepdim=True)
-    return max(h, w) * PRECISION * (1 + largest / 90)
+    entries = torch.stack([entry for end in (low, high) for entry in warp.source(end.double())[:4]], 1)
+    enlarged = entries.abs().amax(1, keepdim=True).clamp_min(1)
+    return max(h, w) * PRECISION * enlarged * (1 + largest / 90)
 
 
 # ---------------------------------------------------------------- distance from linear
 
 
-def bends(warp: Warp, x: Tensor, low: Tensor, high: Tensor, seen: Tensor) -> Tensor:
-    """`Warp.bend`: the norm over the seen pixels of their distances from linear, and twice what rounding the positions
-    to float32 changes: at theta, and at the corners."""
+def departures(warp: Warp, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """`Warp.departure`: distance from linear of each pixel, and twice what rounding the positions to float32 changes:
+    at theta, and at the corners."""
     bound = {"bilinear": bilinear_bend, "bicubic": bicubic_bend, "nearest": nearest_range}[warp.interpolation]
-    return _norms(partial(bound, warp), x, low, high, seen)
+    found = bound(warp, pad(x.double(), [FRAME] * 4), low.double(), high.double(), (x.shape[-2], x.shape[-1]))
+    return found.transpose(0, 1).reshape(len(low), *x.shape)
+
+
+def bends(warp: Warp, x: Tensor, low: Tensor, high: Tensor, seen: Tensor) -> Tensor:
+    """`Warp.bend`: the norm over the seen pixels of their distances from linear."""
+    boxes = zip(*(ends.split(max(1, AT_ONCE // x.numel())) for ends in (low, high)), strict=True)
+    norms = [(warp.departure(x, a, b) * seen).flatten(1).norm(dim=1) for a, b in boxes]
+    return torch.cat(norms) * (1 + 1e-9)
 
 
 def shifts(warp: Warp, x: Tensor, low: Tensor, high: Tensor, seen: Tensor) -> Tensor:
@@ -101,7 +116,7 @@ def bilinear_bend(warp: Warp, framed: Tensor, low: Tensor, high: Tensor, shape: 
     steep = [torch.maximum(a.abs(), b.abs()) for a, b in (gx, gy)]
     swing = warp.bending(low, high)[:, None] * pixel_distance(*shape, low) * half.sum(1, keepdim=True)
     steepness = torch.add(*bilinear_derivatives(framed))
-    total = rounded_twice(position_error(low, high, *shape), steepness, columns, rows, shape)
+    total = rounded_twice(warp, position_error(warp, low, high, *shape), steepness, columns, rows, shape)
     for a, (sx, sy) in enumerate(warp.speeds(middle, *shape)):
         r = ((gx[1] - gx[0]) * sx.abs() + (gy[1] - gy[0]) * sy.abs()) / 2 + (steep[0] + steep[1]) * swing
         total = total + half[:, a : a + 1] * r
@@ -138,29 +153,12 @@ def inside(positions: Tensor, size: int) -> Tensor:
     return positions.clamp(-2.0, size + 1.0)
 
 
-def rounded_twice(error: Tensor, steepness: Tensor, columns: Tensor, rows: Tensor, shape: tuple[int, int]) -> Tensor:
+def rounded_twice(
+    warp: Warp, error: Tensor, steepness: Tensor, columns: Tensor, rows: Tensor, shape: tuple[int, int]
+) -> Tensor:
     """Twice what an error of a position may change, (c, k, p), from |g_x| + |g_y| of each cell of the framed image."""
     nearby = max_pool2d(steepness, 3, 1, 1)  # rounding may lead to a neighbouring cell, as may the rest of a box
-    return 2 * (error * of_cells(nearby, columns, rows, shape) + 2.0**-22)
-
-
-def not_black(warp: Warp, x: Tensor, low: Tensor, high: Tensor, seen: Tensor) -> Tensor:
-    """Number of seen pixels, in all channels, that are not black for all parameters in a box, (k,): at most."""
-    return _norms(partial(_meets_light, warp), x, low, high, seen).square()
-
-
-def _meets_light(warp: Warp, framed: Tensor, low: Tensor, high: Tensor, shape: tuple[int, int]) -> Tensor:
-    """1 for pixels that meet one that is not black within the reach of the kernel, (c, k, h w), otherwise 0."""
-    columns, rows, dx, dy = warp.reach(low, high, *shape)
-    near = max_pool2d((framed != 0).double(), 7, 1, 3)  # two pixels for the kernel, one for the box and rounding
-    return torch.where((dx > 0.5) | (dy > 0.5), 1.0, of_cells(near, columns, rows, shape))
-
-
-def rounding_norm(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The norm of `rounded_twice`, (k,), of a bilinear translation, whose pixels lie in different cells."""
-    nearby = max_pool2d(torch.add(*bilinear_derivatives(pad(x.double(), [FRAME] * 4))), 3, 1, 1)
-    error = position_error(low, high, x.shape[-2], x.shape[-1])[:, 0]
-    return 2 * (error * nearby.norm() + 2.0**-22 * math.sqrt(x.numel()))
+    return 2 * (error * of_cells(nearby, columns, rows, shape) + VALUE[warp.interpolation])
 
 
 def of_cells(cells: Tensor, columns: Tensor, rows: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -180,7 +178,7 @@ def bicubic_bend(warp: Warp, framed: Tensor, low: Tensor, high: Tensor, shape: t
     found = [torch.stack([of_cells(part, *spot, shape) for spot in corners]).amax(0) for part in cells]
     x, y, xx, xy, yy = (torch.where(wide, part.amax(), own) for part, own in zip(cells, found, strict=True))
     second = warp.bending(low, high)[:, None] * pixel_distance(*shape, low)
-    total = rounded_twice(position_error(low, high, *shape), cells[0] + cells[1], columns, rows, shape)
+    total = rounded_twice(warp, position_error(warp, low, high, *shape), cells[0] + cells[1], columns, rows, shape)
     for a, speed in enumerate(warp.speeds(middle, *shape)):
         sx, sy = (part.abs() + second * half.sum(1, keepdim=True) for part in speed)
         curvature = sx.square() * xx + 2 * sx * sy * xy + sy.square() * yy + second * (x + y)
@@ -248,7 +246,9 @@ def smooth_range(warp: Warp, framed: Tensor, low: Tensor, high: Tensor, shape: t
     x, y = (
         torch.where(wide, part.amax(), of_cells(max_pool2d(part, 3, 1, 1), columns, rows, shape)) for part in (gx, gy)
     )
-    return 2 * (dx * x + dy * y) + rounded_twice(position_error(low, high, *shape), gx + gy, columns, rows, shape)
+    return 2 * (dx * x + dy * y) + rounded_twice(
+        warp, position_error(warp, low, high, *shape), gx + gy, columns, rows, shape
+    )
 
 
 def bilinear_derivatives(framed: Tensor) -> tuple[Tensor, Tensor]:
@@ -262,13 +262,13 @@ def rounding_shift(warp: Warp, theta: Tensor, seen: Tensor) -> Tensor:
     """Bound of what rounding positions to float32 changes in the seen pixels of psi(y, theta), (k,), for an image y
     with one channel and values that span 1: no pixel but those near a tie for "nearest"."""
     shape = (seen.shape[0], seen.shape[1])
-    error = position_error(theta, theta, *shape)
+    error = position_error(warp, theta, theta, *shape)
     if warp.interpolation == "nearest":
         ends = [[(p + 0.5 + side * error).floor() for p in warp.positions(theta, *shape)] for side in (-1, 1)]
         torn = (ends[0][0] != ends[1][0]) | (ends[0][1] != ends[1][1])
         return (torn & seen.flatten()).sum(1).double().sqrt()
     steepest = 2.0 if warp.interpolation == "bilinear" else KERNEL * SLOPES
-    return (error[:, 0] * steepest + 2.0**-22) * math.sqrt(int(seen.sum()))
+    return (error[:, 0] * steepest + VALUE[warp.interpolation]) * math.sqrt(int(seen.sum()))
 
 
 # ---------------------------------------------------------------- operator norm
@@ -279,7 +279,7 @@ def column_sums(warp: Warp, theta: Tensor, seen: Tensor) -> Tensor:
     operator norm is at most the root of the product of the largest one and the largest sum of a pixel of psi."""
     h, w = seen.shape
     columns, rows = (p[:, seen.flatten().bool()] for p in warp.positions(theta, h, w))
-    error = position_error(theta, theta, h, w)
+    error = position_error(warp, theta, theta, h, w)
     size = (h + 2 * FRAME) * (w + 2 * FRAME)
     sums = torch.zeros(len(theta), size, dtype=torch.float64, device=theta.device)
     taps = [_taps(warp.interpolation, inside(p, n), error) for p, n in ((rows, h), (columns, w))]

@@ -1,0 +1,419 @@
+"""The maximum over gamma by chords: bounds against attackers who search gamma on real files, and against intervals."""
+
+import gzip
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from conftest import ROOT
+from gsmooth_lightning.data import CIFAR10, Digits
+from gsmooth_lightning.error import DistributionBound, ImageBound, chords, sampled
+from gsmooth_lightning.error.base import pair_norms
+from gsmooth_lightning.error.interval import interval_defects
+from gsmooth_lightning.errors import RequestError, UncertifiableError
+from gsmooth_lightning.preprocess import DiscVignette, GaussianLowPass, LowPass, Preprocess, RectangleVignette, Resize
+from gsmooth_lightning.rounds import run_rounds
+from gsmooth_lightning.smoothed import SmoothedClassifier
+from gsmooth_lightning.smoothing import Gaussian, partition_masks
+from gsmooth_lightning.stream import Stream
+from gsmooth_lightning.threat import TransformationThreat
+from gsmooth_lightning.transform import (
+    Brightness,
+    Composition,
+    Rotation,
+    Scaling,
+    Shear,
+    Similarity,
+    Translation,
+    Volume,
+)
+from gsmooth_lightning.transform.geometric import INTERPOLATIONS
+from plans import finish
+
+MNIST = ROOT.parent / "shared" / "data" / "mnist" / "t10k-images-idx3-ubyte.gz"
+CIFAR = ROOT / "data" / "CIFAR10"
+LIMITS = {Rotation: 6.0, Scaling: 0.1, Shear: 0.1, Translation: 0.6}
+
+
+class SoftClip(nn.Module):
+    """A 1-Lipschitz step that is not linear, nor says so, and flat where images are dark."""
+
+    lipschitz = 1.0
+
+    def forward(self, x):
+        return torch.tanh(2 * (x - 0.5).relu()) / 2
+
+
+class Glare(nn.Module):
+    """What is brighter than 0.9: a 1-Lipschitz step that is not linear, and blind to darker images."""
+
+    lipschitz = 1.0
+
+    def forward(self, x):
+        return (x - 0.9).relu()
+
+
+FILTERS = {
+    "nothing": [],
+    "disc and low-pass": [DiscVignette(), LowPass(3)],
+    "blur": [GaussianLowPass(0.8)],
+    "frame": [RectangleVignette(1)],
+    "soft clip": [DiscVignette(), SoftClip()],
+}
+
+
+def images(h, w, channels=1, least=0.0):
+    """Noise, a checkerboard and a bright disc, between least and 1."""
+    random = np.random.default_rng(h + w)
+    noise = random.random((channels, h, w))
+    board = np.broadcast_to(np.indices((h, w)).sum(0) % 2, (channels, h, w))
+    y, x = np.indices((h, w)) - np.array([(h - 1) / 2, (w - 1) / 2]).reshape(2, 1, 1)
+    spot = np.broadcast_to(np.exp(-((x - 1) ** 2 + (y + 0.5) ** 2) / (0.1 * h * w)), (channels, h, w))
+    return least + (1 - least) * torch.tensor(np.stack([noise, board, spot])).float()
+
+
+def case(transform, interpolation="bilinear", steps=(), saved="8bit", sigma=0.5, limit=None, law=None):
+    """A smoothed classifier without a network worth the name, and the threat of its transformation."""
+    limit = limit or LIMITS[transform]
+    psi, noise = transform(interpolation), Gaussian(sigma)
+    smoothed = SmoothedClassifier(
+        nn.Flatten(), 10, psi, Preprocess(list(steps)), Gaussian(law or limit), noise, block=8
+    )
+    return smoothed.eval(), TransformationThreat(transform(interpolation), -limit, limit, saved=saved)
+
+
+def whole(smoothed, x):
+    return torch.ones(1, *smoothed.encoded_shape(x), dtype=torch.bool)
+
+
+def bound(smoothed, threat, x, theta, masks=None, **options):
+    """`chord_norms` to its end, (n, parts)."""
+    masks = whole(smoothed, x) if masks is None else masks
+    return finish(chords.chord_norms(smoothed, threat, x, theta, masks, **options))
+
+
+def defects(smoothed, threat, x, theta, gammas, masks=None):
+    """Defects of real files, (theta, gamma, parts), without the step that `pair_norms` adds for the batch."""
+    masks = whole(smoothed, x) if masks is None else masks
+    files = threat.apply(x.expand(len(gammas), *x.shape), gammas.float())
+    pairs = files.repeat(len(theta), 1, 1, 1), gammas.float().double().repeat(len(theta), 1)
+    norms = pair_norms(smoothed, x, *pairs, theta.repeat_interleave(len(gammas), 0), masks)
+    step = torch.cat([smoothed.noise.gauge(mask[None] / smoothed.levels) for mask in masks])
+    return norms.view(len(theta), len(gammas), len(masks)) - step
+
+
+def attack(smoothed, threat, x, theta, masks=None, points=41):
+    """The largest defects found, (n, parts): a grid with the ends, whole numbers and halves of gamma and theta + gamma
+    and their neighbours, then nearer and nearer to the worst."""
+    dim = theta.shape[1]
+    low, high = (torch.tensor(ends, dtype=torch.float64) for ends in (threat.lows, threat.highs))
+    side = points if dim == 1 else max(3, round(points ** (1 / dim)))
+    axes = [torch.linspace(0, 1, side, dtype=torch.float64)] * dim
+    gammas = low + (high - low) * torch.cartesian_prod(*axes).reshape(-1, dim)
+    lines = torch.cat([torch.arange(-2, 2.5, 0.5, dtype=torch.float64)[:, None] - t for t in (0 * theta[:1], *theta)])
+    lines = torch.cat([lines - 1e-6, lines, lines + 1e-6])
+    gammas = torch.cat([gammas, lines.clamp(low, high).unique(dim=0)])
+    best, random = torch.zeros(len(theta), 1, dtype=torch.float64), torch.Generator().manual_seed(7)
+    for reach in (0.05, 0.005, 0.0005):
+        found = defects(smoothed, threat, x, theta, gammas, masks)
+        best = torch.maximum(best, found.amax(1))
+        near = gammas[found.amax((0, 2)).topk(6).indices].repeat(6, 1)
+        moved = near + reach * (high - low) * torch.randn(near.shape, generator=random, dtype=torch.float64)
+        gammas = torch.minimum(torch.maximum(moved, low), high)
+    return torch.maximum(best, defects(smoothed, threat, x, theta, gammas, masks).amax(1))
+
+
+def draws(smoothed, n=3, seed=0):
+    """Angles of the law, and one far in its tail."""
+    random = np.random.default_rng(seed).normal(size=(n, smoothed.transform.dim))
+    random[-1] *= 4
+    return torch.tensor(random) * smoothed.law.sigma
+
+
+# ---------------------------------------------------------------- attacked
+
+
+@pytest.mark.parametrize("filters", FILTERS)
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("transform", LIMITS)
+def test_no_gamma_exceeds_the_bound(transform, interpolation, filters):
+    """Files of every format, on noise, checkerboards and a smooth disc, against a search of gamma."""
+    formats = ("8bit", "float", "real") if filters in ("nothing", "soft clip") else ("8bit",)
+    for saved in formats:
+        smoothed, threat = case(transform, interpolation, FILTERS[filters], saved)
+        for x in images(6, 6, least=-1.0 if saved == "real" else 0.0)[: 2 if transform is Translation else 3]:
+            x = threat.prepare(x[None])[0]
+            theta = draws(smoothed, 2 if transform is Translation else 3)
+            proved = bound(smoothed, threat, x, theta)
+            assert torch.isfinite(proved).all()
+            assert (attack(smoothed, threat, x, theta) <= proved).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 2, 5), (2, 7, 4), (3, 5, 5)])
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_other_shapes(interpolation, shape):
+    """One pixel, images that are not square, several channels."""
+    channels, h, w = shape
+    for transform in (Rotation, Scaling):
+        smoothed, threat = case(transform, interpolation)
+        for x in images(h, w, channels)[:2]:
+            x, theta = threat.prepare(x[None])[0], draws(smoothed)
+            assert (attack(smoothed, threat, x, theta) <= bound(smoothed, threat, x, theta)).all()
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_clipped_files_and_large_parameters(interpolation):
+    """Black and white stripes, where bicubic files are clipped; angles of several turns."""
+    x = (torch.arange(7) % 3 == 0).float().expand(1, 7, 7).clone()
+    for saved in ("8bit", "float"):
+        smoothed, threat = case(Rotation, interpolation, [DiscVignette()], saved)
+        theta = torch.tensor([[0.0], [700.0], [-361.5], [90.0]], dtype=torch.float64)
+        assert (attack(smoothed, threat, x, theta) <= bound(smoothed, threat, x, theta)).all()
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("partition", [None, "halves", "quadrants", "channels"])
+def test_parts_and_a_sigma_for_each_value(partition, interpolation):
+    """Each part of a partition has its own bound, in units of a sigma that differs from pixel to pixel."""
+    sigma = 0.1 + torch.rand(2, 6, 6, generator=torch.Generator().manual_seed(1))
+    for steps in ([], [LowPass(2)]):
+        smoothed, threat = case(Rotation, interpolation, steps, sigma=sigma)
+        x, theta = threat.prepare(images(6, 6, 2)[:1])[0], draws(smoothed)
+        masks = partition_masks(partition, (2, 6, 6))
+        proved = bound(smoothed, threat, x, theta, masks)
+        assert proved.shape == (len(theta), len(masks))
+        assert (attack(smoothed, threat, x, theta, masks) <= proved).all()
+        in_one = bound(smoothed, threat, x, theta)[:, 0]
+        assert (proved <= in_one[:, None] * 1.2).all()
+
+
+def test_ranges_on_one_side_and_without_width():
+    """gamma from 0 up, and one axis that does not move."""
+    for interpolation in ("bilinear", "nearest"):
+        for low, high in (((0, 0), (0.7, 0)), ((-0.5, 0), (0, 0.5))):
+            smoothed, _ = case(Translation, interpolation)
+            threat = TransformationThreat(Translation(interpolation), low, high)
+            x, theta = threat.prepare(images(5, 5)[:1])[0], draws(smoothed)
+            assert (attack(smoothed, threat, x, theta) <= bound(smoothed, threat, x, theta)).all()
+
+
+MIXED = [pair for pair in itertools.product(INTERPOLATIONS, repeat=2) if pair[0] != pair[1]]
+
+
+@pytest.mark.parametrize(("mine", "theirs"), MIXED)
+def test_an_attacker_who_interpolates_otherwise(mine, theirs):
+    """The file by the threat's interpolation, the rest by the classifier's: bounded, or refused."""
+    smoothed, _ = case(Rotation, mine, [DiscVignette()])
+    threat = TransformationThreat(Rotation(theirs), -6.0, 6.0)
+    try:
+        ImageBound().check(smoothed, threat)
+    except UncertifiableError:
+        return
+    x = threat.prepare(images(9, 9)[:1])[0]
+    theta = draws(smoothed)
+    assert (attack(smoothed, threat, x, theta) <= bound(smoothed, threat, x, theta)).all()
+
+
+@pytest.mark.parametrize("steps", [[], [DiscVignette(), LowPass(3)], [Glare()]])
+def test_brightness_after_a_rotation(steps):
+    """Brightness that the edge cuts off counts, and dark images become bright: steps that are not linear see others
+    than without it, which is bounded, or refused."""
+    psi = Composition([Rotation(), Brightness()])
+    smoothed = SmoothedClassifier(nn.Flatten(), 10, psi, Preprocess(steps), Gaussian([6.0, 0.3]), Gaussian(0.5)).eval()
+    threat = TransformationThreat(psi, [-5, -0.8], [5, 0.8], saved="real")
+    try:
+        ImageBound().check(smoothed, threat)
+    except UncertifiableError:
+        assert isinstance(steps[-1], Glare)
+        return
+    for x in images(7, 7):
+        x, theta = threat.prepare(x[None])[0], draws(smoothed)
+        angles, levels = torch.linspace(-5, 5, 41), torch.tensor([-0.8, 0.0, 0.8])
+        found = defects(smoothed, threat, x, theta, torch.cartesian_prod(angles, levels).double())
+        assert (found.amax(1) <= bound(smoothed, threat, x, theta)).all()
+
+
+def test_files_that_are_changed_by_more():
+    """threat.l2: the worst change of a file is along the largest singular vector of psi(., theta)."""
+    smoothed, plain = case(Scaling, saved="real")
+    threat = TransformationThreat(Scaling(), plain.lows, plain.highs, saved="real", l2=0.7)
+    x, theta = images(6, 6)[0], draws(smoothed)
+    proved, gammas = bound(smoothed, threat, x, theta), torch.linspace(-0.1, 0.1, 11, dtype=torch.float64)[:, None]
+    files = plain.apply(x.expand(11, *x.shape), gammas.float())
+    for row, e in zip(theta, proved[:, 0], strict=True):
+        rows = row.expand(36, 1)
+        matrix = smoothed.transform(torch.eye(36).view(36, 1, 6, 6), rows.float()).flatten(1).T
+        _, _, right = torch.linalg.svd(matrix)
+        worst = 0.7 * right[0].view(1, 6, 6)
+        for sign in (-1, 1):
+            found = pair_norms(
+                smoothed, x, files + sign * worst, gammas.float().double(), row.expand(11, 1), whole(smoothed, x)
+            )
+            assert found.max() <= e + 1e-3  # of the batch
+    assert (proved > bound(smoothed, plain, x, theta)).all()
+
+
+# ---------------------------------------------------------------- near the truth
+
+
+def smooth(size=14):
+    """A bright disc off the centre, black at the edges."""
+    return (images(size, size)[2] * DiscVignette()(torch.ones(1, size, size)) * 255).round() / 255
+
+
+@pytest.mark.parametrize("transform", [Rotation, Scaling, Shear])
+def test_chords_and_intervals_agree(transform):
+    """Each upper bound lies above the largest defect found, both near it: the two proofs share no code."""
+    smoothed, threat = case(transform, steps=[DiscVignette(), GaussianLowPass(1.0)])
+    x, theta = smooth(), draws(smoothed, 4)
+    found = attack(smoothed, threat, x, theta)[:, 0]
+    by_chords, by_intervals = bound(smoothed, threat, x, theta)[:, 0], interval_defects(smoothed, threat, x, theta)
+    slack = 1.2 * x.shape[1] / 255  # the worst rounding of a file: half a step a pixel, over sigma
+    for proved in (by_chords, by_intervals):
+        assert (proved >= found).all()
+        assert (proved <= 1.2 * found + slack).all()
+
+
+def test_a_ceiling_saves_evaluations_and_stays_a_bound(monkeypatch):
+    """Bounds below the ceiling may be loose, those above it are as good as without; nothing falls below a defect."""
+    smoothed, threat = case(Rotation, steps=[DiscVignette(), LowPass(3)], limit=10.0)
+    x, theta, count = smooth(10), draws(smoothed, 6), [0]
+    keep = chords._Search._defects
+
+    def counted(self, owner, gammas):
+        count[0] += len(owner)
+        return keep(self, owner, gammas)
+
+    monkeypatch.setattr(chords._Search, "_defects", counted)
+    plain, spent = bound(smoothed, threat, x, theta), count[0]
+    found = attack(smoothed, threat, x, theta)
+    ceiling = float(plain.median())
+    count[0] = 0
+    cheap = bound(smoothed, threat, x, theta, ceiling=[ceiling])
+    assert count[0] <= spent
+    assert (cheap >= found).all()
+    assert (cheap <= torch.maximum(plain * 1.2, torch.tensor(ceiling))).all()
+    count[0] = 0
+    assert (bound(smoothed, threat, x, theta, ceiling=[100.0]) >= found).all()
+    assert count[0] < spent
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar"])
+def test_near_the_largest_defect_of_real_images(name):
+    """Within 1.5 of what a dense search finds, with the low-pass that is used for them."""
+    if name == "mnist":
+        if not MNIST.exists():
+            pytest.skip(f"no {MNIST}")
+        with gzip.open(MNIST) as file:
+            x = torch.tensor(np.frombuffer(file.read(16 + 784)[16:], np.uint8).reshape(1, 28, 28) / 255).float()
+    else:
+        if not CIFAR.exists():
+            pytest.skip(f"no {CIFAR}; tests/test_real_data.py unpacks it")
+        x = CIFAR10(str(CIFAR)).split("test", 10)[0][0]
+    smoothed, threat = case(Rotation, steps=[DiscVignette(), LowPass(5)], limit=5.0, law=15.0)
+    theta = draws(smoothed, 4)
+    found, proved = attack(smoothed, threat, x, theta), bound(smoothed, threat, x, theta)
+    assert (proved >= found).all()
+    slack = 1.25 * len(x) ** 0.5 * x.shape[1] / 255  # the worst rounding of a file: half a step a pixel, over sigma
+    assert (proved <= 1.2 * found + slack).all()
+
+
+# ---------------------------------------------------------------- the option
+
+
+def digit(transform=Rotation, saved="8bit"):
+    smoothed, threat = case(transform, steps=[DiscVignette(), LowPass(3)], saved=saved)
+    return smoothed, threat, threat.prepare(Digits().split("test", 10)[3][0][None])[0]
+
+
+@pytest.mark.parametrize("search", sampled.SEARCHES)
+def test_numbers_do_not_depend_on_workers_or_images_in_flight(search):
+    """Bounds of three images, one at a time and together, on one thread and on two."""
+    smoothed, threat, _ = digit()
+    data = Digits().split("test", 10)
+    prepared = [threat.prepare(data[i][0][None])[0] for i in range(3)]
+    error, results = ImageBound(16, 16, search), []
+    threads = torch.get_num_threads()
+    try:
+        for workers, in_flight in ((1, 1), (2, 3)):
+            torch.set_num_threads(workers)
+            procedures = ((i, error.procedure(smoothed, threat, x, Stream(0, i))) for i, x in enumerate(prepared))
+            results.append({i: made for i, made, _ in run_rounds(procedures, torch.device("cpu"), in_flight)})
+    finally:
+        torch.set_num_threads(threads)
+    assert results[0] == results[1]
+
+
+def test_what_is_refused():
+    """Unknown searches, partitions by intervals, and what no proof is known of: one sentence that names the way out."""
+    with pytest.raises(RequestError, match=r"error\.search must be one of chords, intervals, grid"):
+        ImageBound(search="all")
+    with pytest.raises(RequestError, match=r"error\.search=chords"):
+        ImageBound(search="intervals", soft=False, partition="halves")
+    smoothed, threat, _ = digit()
+    unknown = Preprocess([nn.ReLU()])
+    for preprocess in (unknown, Preprocess([Resize(4)])):
+        other = SmoothedClassifier(smoothed.base, 10, Rotation(), preprocess, Gaussian(6.0), Gaussian(0.5)).eval()
+        with pytest.raises(UncertifiableError, match=r"attribute lipschitz, or error\.search=grid"):
+            ImageBound().check(other, threat)
+        ImageBound(search="grid").check(other, threat)
+    psi = Similarity()
+    law = Gaussian([9.0, 0.2, 2.0, 2.0])
+    turned = SmoothedClassifier(smoothed.base, 10, psi, None, law, Gaussian(0.5)).eval()
+    both = TransformationThreat(psi, [-5, -0.1, -1, -1], [5, 0.1, 1, 1])
+    for error in (ImageBound(), DistributionBound(4)):
+        with pytest.raises(UncertifiableError, match=r"error\.search=grid"):
+            error.check(turned, both)
+    ImageBound(search="grid").check(turned, both)
+    mirrored = Translation("bilinear", "reflection")
+    moved = SmoothedClassifier(smoothed.base, 10, mirrored, None, Gaussian(2.0), Gaussian(0.5)).eval()
+    with pytest.raises(UncertifiableError, match=r"mirrored borders.*error\.search=grid"):
+        ImageBound().check(moved, TransformationThreat(mirrored, -1, 1))
+    steps = TransformationThreat(psi, [-5, -0.1, -1, -1], [5, 0.1, 1, 1], step=0.5)
+    ImageBound().check(turned, steps)  # finitely many are tried
+
+
+def test_a_borders_mismatch_is_not_taken_for_black():
+    """A classifier that mirrors its borders under an attacker who leaves black: bounded, or refused."""
+    mine = Translation("bilinear", "reflection")
+    smoothed = SmoothedClassifier(nn.Flatten(), 10, mine, None, Gaussian(2.0), Gaussian(0.5)).eval()
+    threat = TransformationThreat(Translation(), -1, 1)
+    try:
+        ImageBound().check(smoothed, threat)
+    except UncertifiableError:
+        return
+    x, theta = threat.prepare(images(6, 6)[:1])[0], draws(smoothed)
+    assert (attack(smoothed, threat, x, theta) <= bound(smoothed, threat, x, theta)).all()
+
+
+def test_more_changes_of_finitely_many_files_are_covered_or_refused():
+    """threat.l2 with threat.step: the files that are tried are not all there are."""
+    smoothed, _, x = digit()
+    quiet = TransformationThreat(Rotation(), -6, 6, step=3.0)
+    more = TransformationThreat(Rotation(), -6, 6, step=3.0, l2=0.5)
+    try:
+        ImageBound().check(smoothed, more)
+    except UncertifiableError:
+        return
+    without, covered = (finish(ImageBound(16, 16).procedure(smoothed, t, x, Stream(0, 0))) for t in (quiet, more))
+    assert covered.value > without.value + 0.3
+
+
+def test_volume_in_16_bits_has_the_rounding_bound():
+    """Exact: no draws, one bound of what 16-bit files round, which no sampled defect exceeds."""
+    smoothed = SmoothedClassifier(nn.Flatten(), 4, Volume(), None, Gaussian(3.0), Gaussian(0.05), block=16).eval()
+    threat = TransformationThreat(Volume(), -3, 3, saved="16bit")
+    random = np.random.default_rng(0)
+    for x in (random.uniform(-0.4, 0.4, (1, 300)), np.sign(random.normal(size=(1, 200))) * 0.3):
+        x = threat.prepare(torch.tensor(x)[None].float())[0]
+        made = finish(ImageBound().procedure(smoothed, threat, x, Stream(0, 0)))
+        assert (made.guarantee, made.alpha, made.rho) == ("sound", 0.0, 1e-4)
+        assert made == finish(ImageBound(search="intervals").procedure(smoothed, threat, x, Stream(0, 0)))
+        found = finish(sampled.sample_defects(smoothed, threat, x, Stream(0, 0), "error-bound", 256, "grid", 25))
+        assert found.mean() < made.value
+        assert (found > made.value).mean() <= 1 / 256  # but for the law's far tail
+        tried = finish(ImageBound(64, 16, "grid").procedure(smoothed, threat, x, Stream(0, 0)))
+        assert tried.guarantee == "heuristic"
