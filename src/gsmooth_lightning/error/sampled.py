@@ -187,7 +187,7 @@ class SampledBound(ErrorBound):
             self.check_exact(smoothed, found)
         if found.l2 and found.step is not None:
             raise UncertifiableError(
-                "threat.step lists all attacks there are, and threat.l2 adds others; set threat.step=null or threat.l2=0"
+                "threat.step lists all attacks there are, threat.l2 adds others; set threat.step=null or threat.l2=0"
             )
         if self.search != "grid" and found.step is None and not is_exact(found.transform):
             {"chords": check_chords, "intervals": check_intervals}[self.search](smoothed, found)
