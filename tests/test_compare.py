@@ -28,6 +28,8 @@ PROVED = {
     "nested_published": "sound",
     "nested_sequential": "sound",
     "base_spt": "heuristic",
+    "received": "sound",
+    "cover": "sound",
 }
 ALL = tuple(PROVED)
 

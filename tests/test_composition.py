@@ -64,7 +64,8 @@ def test_other_compositions_are_refused():
     for parts, words in (
         ([GaussianBlur()], "two parts or more"),
         ([GaussianBlur(), GaussianBlur()], "do not commute"),
-        ([Rotation(), Brightness()], "do not commute"),
+        ([Brightness(), Rotation()], "put brightness or contrast after"),
+        ([Rotation(), Rotation()], "do not commute"),
         ([GaussianBlur(), Brightness(), Contrast()], "brightness and contrast do not commute"),
         ([GaussianBlur(), CyclicTranslation(), Brightness()], "do not commute"),
     ):

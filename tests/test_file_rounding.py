@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from gsmooth_lightning.certify.additive import TAIL, file_rounding
+from gsmooth_lightning.error.rounding import TAIL, file_rounding
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Exponential, Gaussian, Laplace, Product, Uniform
 from gsmooth_lightning.stream import Stream

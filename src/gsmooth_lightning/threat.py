@@ -257,7 +257,8 @@ class TransformationThreat(Threat):
             f"{a:g} to {b:g} {unit}" for a, b, unit in zip(self.lows, self.highs, self.transform.units, strict=True)
         )
         angles = "any real number" if self.step is None else f"multiples of {self.step:g}"
-        method = f"; {self.transform.interpolation}" if hasattr(self.transform, "interpolation") else ""
+        first = getattr(self.transform, "parts", (self.transform,))[0]
+        method = f"; {first.interpolation}" if hasattr(first, "interpolation") else ""
         more = f", then changed by anything of l2 norm up to {self.l2:g}" if self.l2 else ""
         return f"{self.transform.name} by {ranges} ({angles}{method}), once, {self.file()}{more}"
 

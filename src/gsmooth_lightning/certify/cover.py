@@ -123,9 +123,10 @@ class CoverCertifier(Certifier):
     def __init__(
         self, n0: int = 100, n: int = 10_000, alpha: float = 1e-3, margins: Sequence[float] = (0.7, 0.35, 0.175)
     ):
-        self.margins = tuple(float(m) for m in margins)
+        numbers = not isinstance(margins, int | float | str) and all(isinstance(m, int | float) for m in margins)
+        self.margins = tuple(margins) if numbers else ()
         if not self.margins or not all(a > b for a, b in itertools.pairwise((*self.margins, 0.0))):
-            raise RequestError(f"certify.margins must be positive and falling, such as [0.7,0.35], got {list(margins)}")
+            raise RequestError(f"certify.margins must be positive and falling, such as [0.7,0.35], got {margins}")
         self.plans = [GroupSequential([1.0], n0, n, alpha / 2 ** (k + 1)) for k in range(len(self.margins))]
         self.n0, self.n, self.alpha = n0, n, alpha
 
@@ -135,6 +136,12 @@ class CoverCertifier(Certifier):
         warp, rest = covered(threat)
         assert isinstance(threat, TransformationThreat)
         warp.bending(*torch.zeros(2, 1, warp.dim))
+        if warp.interpolation == "nearest":
+            raise UncertifiableError(
+                "under nearest interpolation pixels jump however narrow a slice is; use interpolation=bilinear or bicubic"
+            )
+        if rest.dim and threat.lows[warp.dim :] == threat.highs[warp.dim :]:
+            raise UncertifiableError(f"{rest.name} has no range in this threat; leave it out")
         if not same(smoothed.transform, rest):
             raise UncertifiableError(
                 f"the cover certificate visits the parameters of {warp.name} and draws those of {rest.name}, but the "
@@ -346,7 +353,8 @@ def afterwards(
     if not isinstance(rest, Brightness):
         stretch = math.exp(highs[0] + float(smoothed.law.within(TAIL, rest.dim)[1][0])) * (1 + 1e-9)
     largest = torch.full_like(x, covered(threat)[0].gain * (1 + threat.l2))
-    return stretch, file_rounding(smoothed, TransformationThreat(rest, lows, highs, saved="real"), largest)
+    # twice: compositions that interpolate are computed in float32
+    return stretch, 2 * file_rounding(smoothed, TransformationThreat(rest, lows, highs, saved="real"), largest)
 
 
 def _parts(low: Tensor, high: Tensor, margins: float) -> list[tuple[Tensor, Tensor]]:

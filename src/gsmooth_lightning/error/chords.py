@@ -95,7 +95,7 @@ def chord_norms(
     theta: Tensor,
     masks: Tensor,
     ceiling: Sequence[float] | None = None,
-    tolerance: float = 0.1,
+    tolerance: float = 0.02,
 ) -> Generator[list[Job], list[Any], Tensor]:
     """Upper bounds of max over gamma of ||psi(file(psi(x, gamma)), theta) - psi(x, theta + gamma)|| on each part, after
     preprocessing and in units of the noise, for each theta: (n, parts), as a procedure (see `rounds`).
@@ -117,7 +117,7 @@ def chord_norms(
         own = tops + (yield from search.bends(boxes))[:, None] + search.rest[boxes.owner]
         found = _largest(boxes.owner, tops, found)
         limit = found * (1 + tolerance) + search.rest
-        limit = limit if ceiling is None else torch.maximum(limit, limit.new_tensor(ceiling))
+        limit = limit if ceiling is None else torch.maximum(limit, torch.as_tensor(ceiling).to(limit))
         wide = (own > limit[boxes.owner]).any(1) & (depth < SPLITS)
         bounds = _largest(boxes.owner[~wide], own[~wide], bounds)
         if not wide.any():
@@ -171,20 +171,34 @@ class _Search:
         found = yield [partial(self._of_theta, part) for part in self.theta.split(PAIRS)]
         self.stretch, rest, used = (torch.cat(part) for part in zip(*found, strict=True))
         self.used = used.any(0)
+        if self.levels:  # the file rounds each pixel by half a step, and a tie by what float32 makes of it
+            (rounded,) = yield [self._rounded]
+            most = torch.minimum(self.stretch * rounded, torch.tensor(self.warp.gain * self._pixels() ** 0.5))
+            rest = rest + most * (0.5 / self.levels + 2.0**-22)
         step = torch.ones_like(self.masks[:1]) / self.smoothed.levels
         grid = torch.cat([self.noise.gauge(step * mask) for mask in self.masks])
         self.rest = rest[:, None] * self.scale + ROUNDED * grid
+
+    def _pixels(self) -> int:
+        """Pixels that are seen, in all channels."""
+        return len(self.x) * int(self.seen.sum())
+
+    @torch.inference_mode()
+    def _rounded(self) -> float:
+        """Root of the number of used pixels of a file, in all channels, that may not be black."""
+        if self.warp.dim > 1:
+            return math.sqrt(len(self.x) * int(self.used.sum()))
+        (gammas,) = self._axes()
+        lit = self.warp.not_black(self.x, gammas[0, :-1, None], gammas[0, 1:, None])
+        return math.sqrt(int((lit & self.used).flatten(1).sum(1).max()))
 
     @torch.inference_mode()
     def _of_theta(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         stretch, sums = self.warp.stretch(theta, self.seen)
         used = sums > 0
-        channels, seen = len(self.x), int(self.seen.sum())
         span = self.warp.gain * float(self.x.amax().clamp_min(0) - self.x.amin().clamp_max(0)) + self.brightest
-        rest = 2 * span * math.sqrt(channels) * self.warp.rounding(theta, self.seen) + stretch * self.threat.l2
-        if self.levels:  # the file rounds each pixel by half a step, and a tie by what float32 makes of it
-            moved = torch.minimum(stretch * used.flatten(1).sum(1).sqrt(), torch.tensor(self.warp.gain * seen**0.5))
-            rest = rest + moved * math.sqrt(channels) * (0.5 / self.levels + 2.0**-22)
+        rounding = self.warp.rounding(theta, self.seen) * math.sqrt(len(self.x))
+        rest = 2 * span * rounding + stretch * self.threat.l2
         if self.brightest:  # brightness that psi(., theta) carries over the edge
             ones = self.warp(torch.ones_like(self.x).expand(len(theta), *self.x.shape), theta.float())
             rest = rest + self.brightest * ((ones - 1) * self.seen).flatten(1).norm(dim=1)

@@ -236,16 +236,16 @@ class ImageBound(SampledBound):
     Args:
         draws, search, points, alpha, soft, partition: see `SampledBound`.
         choose: parameters theta that choose E.
-        quantile: of the defects, where E is put. With soft=True low quantiles pay (.9); otherwise rho must stay small.
+        quantile: of the defects, where E is put. With soft=True low quantiles pay (.5); otherwise rho must stay small.
     """
 
     def __init__(
         self,
         draws: int = 1024,
-        choose: int = 256,
+        choose: int = 128,
         search: str = "chords",
         points: int = 13,
-        quantile: float = 0.9,
+        quantile: float = 0.5,
         alpha: float = 1e-4,
         soft: bool = True,
         partition: str | None = None,

@@ -25,7 +25,7 @@ class StoredBound(ErrorBound):
         fields = ("value", "rho", "alpha", "guarantee", "details", "parts")
         self.bounds = {r["index"]: (r["input"], Bound(**{f: r[f] for f in fields if f in r})) for r in records}
         self.conditions, self.partition, self.soft = conditions, made_by.partition, made_by.soft
-        self.reverse = made_by.reverse
+        self.reverse, self.covers_l2 = made_by.reverse, made_by.covers_l2
 
     def procedure(
         self, smoothed: SmoothedClassifier, threat: TransformationThreat, x: Tensor, stream: Stream

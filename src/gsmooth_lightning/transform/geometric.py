@@ -18,6 +18,7 @@ from gsmooth_lightning.transform.interpolate import (
     bends,
     column_sums,
     departures,
+    not_black,
     pixel_distance,
     pixels_from_centre,
     position_error,
@@ -134,6 +135,10 @@ class Warp(Resolvable):
     def shift(self, x: Tensor, low: Tensor, high: Tensor, seen: Tensor) -> Tensor:
         """Bound of ||psi(x, theta) - psi(x, theta')||_2 over theta, theta' in boxes low, high, (k, dim): (k,)."""
         return shifts(self, x, low, high, seen)
+
+    def not_black(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """See `interpolate.not_black`: (k, c, h, w) for boxes low, high, (k, dim)."""
+        return not_black(self, x, low, high)
 
     def stretch(self, theta: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """(bound of the l2 operator norm of x -> seen psi(x, theta), sum of |weights| into each pixel of x): (k,) and

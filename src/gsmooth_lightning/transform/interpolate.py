@@ -161,6 +161,16 @@ def rounded_twice(
     return 2 * (error * of_cells(nearby, columns, rows, shape) + VALUE[warp.interpolation])
 
 
+def not_black(warp: Warp, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Pixels of psi(x, theta) that may not be black for some theta in boxes low, high, (k, dim): (k, c, h, w)."""
+    shape = (x.shape[-2], x.shape[-1])
+    columns, rows, dx, dy = warp.reach(low.double(), high.double(), *shape)
+    before = 2 if warp.interpolation == "bicubic" else 1  # pixels that a kernel and half a pixel more reach
+    near = max_pool2d(pad((pad(x, [FRAME] * 4) != 0).double(), [before, before + 1] * 2), 2 * before + 2, 1)
+    found = (of_cells(near, columns, rows, shape) > 0) | (dx > 0.49) | (dy > 0.49)
+    return found.transpose(0, 1).reshape(len(low), *x.shape)
+
+
 def of_cells(cells: Tensor, columns: Tensor, rows: Tensor, shape: tuple[int, int]) -> Tensor:
     """The entries, (c, k, p), of the cells (c, height, width) of the framed image in which positions (k, p) lie."""
     i, j = (inside(p, n).floor().long() + FRAME for p, n in ((rows, shape[0]), (columns, shape[1])))
