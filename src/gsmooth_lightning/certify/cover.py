@@ -138,7 +138,7 @@ class CoverCertifier(Certifier):
         warp.bending(*torch.zeros(2, 1, warp.dim))
         if warp.interpolation == "nearest":
             raise UncertifiableError(
-                "under nearest interpolation pixels jump however narrow a slice is; use interpolation=bilinear or bicubic"
+                "under nearest interpolation pixels jump however narrow a slice is; use interpolation=bilinear"
             )
         if rest.dim and threat.lows[warp.dim :] == threat.highs[warp.dim :]:
             raise UncertifiableError(f"{rest.name} has no range in this threat; leave it out")

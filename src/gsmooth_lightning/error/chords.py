@@ -43,7 +43,10 @@ ROUNDED = 1.5
 """Steps of the noise grid, a pixel: half a step for each of two images, and float32 in the preprocessing."""
 
 PAIRS = 256
-"""Pairs of theta and gamma that are evaluated at once, and boxes whose bends are."""
+"""Pairs of theta and gamma that are evaluated at once."""
+
+BOXES = 64
+"""Boxes whose bends are computed at once: neighbours, which bend the same pixels."""
 
 
 def warp_of(threat: TransformationThreat) -> Warp:
@@ -307,8 +310,13 @@ class _Search:
 
     def _table(self, low: Tensor, high: Tensor, bend: Callable[[Tensor, Tensor], Tensor]) -> Steps:
         """bend(low, high) of many boxes, (m,), each different one computed once."""
-        different, which = torch.cat([low, high], 1).unique(dim=0, return_inverse=True)
-        found = yield [partial(_inferring, bend, *part.chunk(2, 1)) for part in different.split(PAIRS)]
+        if self.warp.dim > 1:
+            different, which = torch.cat([low, high], 1).unique(dim=0, return_inverse=True)
+        else:  # boxes of one depth are of one width, up to rounding
+            first, which = low[:, 0].unique(return_inverse=True)
+            last = first.scatter_reduce(0, which, high[:, 0], "amax")
+            different = torch.stack([first, last], 1)
+        found = yield [partial(_inferring, bend, *part.chunk(2, 1)) for part in different.split(BOXES)]
         return torch.cat(found)[which]
 
     def _bend_of_files(self, low: Tensor, high: Tensor) -> Tensor:

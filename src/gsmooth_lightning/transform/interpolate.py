@@ -104,8 +104,11 @@ def bilinear_bend(warp: Warp, framed: Tensor, low: Tensor, high: Tensor, shape: 
     gradient g is piecewise linear: inside a cell g_x depends on the row alone, and jumps from cell to cell."""
     middle, half = (low + high) / 2, (high - low) / 2
     columns, rows, dx, dy = warp.reach(low, high, *shape)
+    steepness = torch.add(*bilinear_derivatives(framed))
+    total = rounded_twice(warp, position_error(warp, low, high, *shape), steepness, columns, rows, shape)
     wide = (dx > 0.5) | (dy > 0.5)
-    dx, dy = (d - TOUCH for d in (dx, dy))
+    bent = ((of_cells(_neighbours(steepness, 1, 1), columns, rows, shape) > 0).any(0) | wide).any(0).nonzero()[:, 0]
+    columns, rows, dx, dy, wide = (part[:, bent] for part in (columns, rows, dx - TOUCH, dy - TOUCH, wide))
     left, right = inside(columns - dx, shape[1]), inside(columns + dx, shape[1])
     upper, lower = inside(rows - dy, shape[0]), inside(rows + dy, shape[0])
     across, down = framed.diff(dim=2), framed.diff(dim=1)
@@ -114,12 +117,10 @@ def bilinear_bend(warp: Warp, framed: Tensor, low: Tensor, high: Tensor, shape: 
     largest = torch.maximum(across.abs().amax(), down.abs().amax())
     gx, gy = ((torch.where(wide, -largest, a), torch.where(wide, largest, b)) for a, b in (gx, gy))
     steep = [torch.maximum(a.abs(), b.abs()) for a, b in (gx, gy)]
-    swing = warp.bending(low, high)[:, None] * pixel_distance(*shape, low) * half.sum(1, keepdim=True)
-    steepness = torch.add(*bilinear_derivatives(framed))
-    total = rounded_twice(warp, position_error(warp, low, high, *shape), steepness, columns, rows, shape)
+    swing = warp.bending(low, high)[:, None] * pixel_distance(*shape, low)[bent] * half.sum(1, keepdim=True)
     for a, (sx, sy) in enumerate(warp.speeds(middle, *shape)):
-        r = ((gx[1] - gx[0]) * sx.abs() + (gy[1] - gy[0]) * sy.abs()) / 2 + (steep[0] + steep[1]) * swing
-        total = total + half[:, a : a + 1] * r
+        r = ((gx[1] - gx[0]) * sx[:, bent].abs() + (gy[1] - gy[0]) * sy[:, bent].abs()) / 2
+        total[:, :, bent] += half[:, a : a + 1] * (r + (steep[0] + steep[1]) * swing)
     return total
 
 
@@ -132,20 +133,23 @@ def gradient_range(
     along: ends of the box across the slope's axis, where it is linear between grid lines; cells: ends along it.
     """
     flat, stride = differences.flatten(1), differences.shape[2]
-    first, last = along
-    least: Tensor | None = None
-    most: Tensor | None = None
-    for cell, place in itertools.product(cells, (first, torch.minimum(first.floor() + 1, last), last)):
-        line = place.floor()
-        share = place - line
-        k, i = cell.floor().long() + FRAME, line.long() + FRAME
-        here, there = (i * stride + k, (i + 1) * stride + k) if row_first else (k * stride + i, k * stride + i + 1)
-        slope = torch.lerp(flat[:, here], flat[:, there], share)
-        least = slope if least is None else torch.minimum(least, slope)
-        most = slope if most is None else torch.maximum(most, slope)
-    assert least is not None
-    assert most is not None
-    return least, most
+    line = along[0].floor()
+    first, last = along[0] - line, along[1] - line
+    crosses = last > 1
+    i, slopes = line.long() + FRAME, []
+    for cell in cells:
+        k = cell.floor().long() + FRAME
+        place, step = (i * stride + k, stride) if row_first else (k * stride + i, 1)
+        before, between, after = (flat[:, place + step * j] for j in range(3))
+        start = torch.lerp(before, between, first)
+        slopes += [start, torch.where(crosses, between, start)]
+        slopes += [torch.where(crosses, torch.lerp(between, after, last - 1), torch.lerp(before, between, last))]
+    return torch.stack(slopes).amin(0), torch.stack(slopes).amax(0)
+
+
+def _neighbours(cells: Tensor, before: int, after: int) -> Tensor:
+    """Of each cell the largest entry among its neighbours up to so many before and after it, each way."""
+    return max_pool2d(pad(cells, [before, after] * 2), before + after + 1, 1)
 
 
 def inside(positions: Tensor, size: int) -> Tensor:
@@ -157,7 +161,7 @@ def rounded_twice(
     warp: Warp, error: Tensor, steepness: Tensor, columns: Tensor, rows: Tensor, shape: tuple[int, int]
 ) -> Tensor:
     """Twice what an error of a position may change, (c, k, p), from |g_x| + |g_y| of each cell of the framed image."""
-    nearby = max_pool2d(steepness, 3, 1, 1)  # rounding may lead to a neighbouring cell, as may the rest of a box
+    nearby = _neighbours(steepness, 1, 1)  # rounding may lead to a neighbouring cell, as may the rest of a box
     return 2 * (error * of_cells(nearby, columns, rows, shape) + VALUE[warp.interpolation])
 
 
@@ -166,7 +170,7 @@ def not_black(warp: Warp, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     shape = (x.shape[-2], x.shape[-1])
     columns, rows, dx, dy = warp.reach(low.double(), high.double(), *shape)
     before = 2 if warp.interpolation == "bicubic" else 1  # pixels that a kernel and half a pixel more reach
-    near = max_pool2d(pad((pad(x, [FRAME] * 4) != 0).double(), [before, before + 1] * 2), 2 * before + 2, 1)
+    near = _neighbours((pad(x, [FRAME] * 4) != 0).double(), before, before + 1)
     found = (of_cells(near, columns, rows, shape) > 0) | (dx > 0.49) | (dy > 0.49)
     return found.transpose(0, 1).reshape(len(low), *x.shape)
 
@@ -254,7 +258,7 @@ def smooth_range(warp: Warp, framed: Tensor, low: Tensor, high: Tensor, shape: t
     else:
         gx, gy = bicubic_derivatives(framed)[:2]
     x, y = (
-        torch.where(wide, part.amax(), of_cells(max_pool2d(part, 3, 1, 1), columns, rows, shape)) for part in (gx, gy)
+        torch.where(wide, part.amax(), of_cells(_neighbours(part, 1, 1), columns, rows, shape)) for part in (gx, gy)
     )
     return 2 * (dx * x + dy * y) + rounded_twice(
         warp, position_error(warp, low, high, *shape), gx + gy, columns, rows, shape
