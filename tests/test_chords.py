@@ -32,19 +32,11 @@ from gsmooth_lightning.transform import (
 )
 from gsmooth_lightning.transform.geometric import INTERPOLATIONS
 from plans import finish
+from steps import SoftClip
 
 MNIST = ROOT.parent / "shared" / "data" / "mnist" / "t10k-images-idx3-ubyte.gz"
 CIFAR = ROOT / "data" / "CIFAR10"
 LIMITS = {Rotation: 6.0, Scaling: 0.1, Shear: 0.1, Translation: 0.6}
-
-
-class SoftClip(nn.Module):
-    """A 1-Lipschitz step that is not linear, nor says so, and flat where images are dark."""
-
-    lipschitz = 1.0
-
-    def forward(self, x):
-        return torch.tanh(2 * (x - 0.5).relu()) / 2
 
 
 class Glare(nn.Module):

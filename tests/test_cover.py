@@ -45,32 +45,11 @@ from gsmooth_lightning.transform import (
 )
 from gsmooth_lightning.transform.geometric import INTERPOLATIONS
 from plans import finish
+from steps import Gain, SoftClip
 
 ROTATION = TransformationThreat(Rotation(), -10, 10)
 WIDTHS = {Rotation: 40.0, Scaling: 0.4, Shear: 0.3, Translation: 2.0}
 """Half the range of gamma from which slices are taken."""
-
-
-class SoftClip(nn.Module):
-    """A 1-Lipschitz step that is not linear, nor says so."""
-
-    lipschitz = 1.0
-
-    def forward(self, x):
-        return torch.tanh(2 * (x - 0.5).relu()) / 2
-
-
-class Gain(nn.Module):
-    """A linear step that stretches."""
-
-    linear = True
-
-    def __init__(self, gain):
-        super().__init__()
-        self.gain = self.lipschitz = gain
-
-    def forward(self, x):
-        return x * self.gain
 
 
 class Linear(nn.Module):

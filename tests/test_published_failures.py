@@ -32,6 +32,7 @@ from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.threat import PixelThreat, TransformationThreat
 from gsmooth_lightning.transform import CyclicTranslation, Rotation
 from plans import Given, Known, finish
+from steps import Gain
 
 BOARD = (torch.arange(8)[:, None] + torch.arange(8)).remainder(2).float()[None]
 SPOT = torch.exp(-((torch.arange(8) - 5.0)[:, None] ** 2 + (torch.arange(8) - 2.0) ** 2) / 4)[None]
@@ -44,19 +45,6 @@ class Thirds(nn.Module):
     def forward(self, y):
         steps = (y.flatten(1)[:, 0] * 65280).round().long()
         return nn.functional.one_hot(steps.remainder(3), 4).float()
-
-
-class Gain(nn.Module):
-    """Pixels times a number: a filter with another gain."""
-
-    linear = True
-
-    def __init__(self, gain):
-        super().__init__()
-        self.gain = self.lipschitz = gain
-
-    def forward(self, x):
-        return x * self.gain
 
 
 def classifier(steps=(), base=None, classes=4, **parts):

@@ -111,7 +111,7 @@ def check_intervals(smoothed: SmoothedClassifier, threat: TransformationThreat) 
             "the defect is measured in units of Gaussian noise, with one sigma a pixel or one for all; use "
             "noise=gaussian"
         )
-    for step in _steps(smoothed):
+    for step in steps_of(smoothed):
         if type(step) not in POSITIVE and not math.isfinite(lipschitz(step)):
             raise UncertifiableError(
                 f"the preprocessing step {type(step).__name__} states no Lipschitz constant, and intervals do not pass "
@@ -119,7 +119,7 @@ def check_intervals(smoothed: SmoothedClassifier, threat: TransformationThreat) 
             )
 
 
-def _steps(smoothed: SmoothedClassifier) -> list[nn.Module]:
+def steps_of(smoothed: SmoothedClassifier) -> list[nn.Module]:
     steps = smoothed.preprocess
     return [s for s in (steps if isinstance(steps, nn.Sequential) else [steps]) if type(s) is not nn.Identity]
 
@@ -134,12 +134,12 @@ def _piece_bounds(
     h, w = x.shape[-2:]
     peak = float(x.abs().max())
     attacked = warp_range(x, x, theirs.boxes(low, high, h, w), theirs.interpolation)
-    least, most = (threat.save(v) for v in _widen(*attacked, FLOAT * peak))  # saving is monotone
+    least, most = (threat.save(v) for v in widen(*attacked, FLOAT * peak))  # saving is monotone
     turned = warp_range(least, most, mine.boxes(theta, theta, h, w), mine.interpolation)
     straight = warp_range(x, x, mine.boxes(low + theta, high + theta, h, w), mine.interpolation)
-    sums = (h + w + 6) * 2.0**-23 * len(_steps(smoothed))  # a step may sum over a row and a column in float32
-    a, b = (_widen(*ends, (FLOAT + sums) * peak) for ends in (turned, straight))
-    bound = _encoded_norm(smoothed, a[0] - b[1], a[1] - b[0])
+    sums = (h + w + 6) * 2.0**-23 * len(steps_of(smoothed))  # a step may sum over a row and a column in float32
+    a, b = (widen(*ends, (FLOAT + sums) * peak) for ends in (turned, straight))
+    bound = encoded_norm(smoothed, a[0] - b[1], a[1] - b[0])
     middle = ((low + high) / 2).float().double()
     one = x[0].float()
     files = threat.save(theirs(one.expand(len(theta), *one.shape), middle.float()))
@@ -147,15 +147,15 @@ def _piece_bounds(
     return bound, pair_norms(smoothed, one, files, middle, theta, whole)[:, 0]
 
 
-def _widen(low: Tensor, high: Tensor, by: float) -> tuple[Tensor, Tensor]:
+def widen(low: Tensor, high: Tensor, by: float) -> tuple[Tensor, Tensor]:
     """Wider by so much on both sides, except where only 0 lies between: black is computed exactly."""
     by_pixel = by * ((low != 0) | (high != 0))
     return low - by_pixel, high + by_pixel
 
 
-def _encoded_norm(smoothed: SmoothedClassifier, low: Tensor, high: Tensor) -> Tensor:
+def encoded_norm(smoothed: SmoothedClassifier, low: Tensor, high: Tensor) -> Tensor:
     """Largest norm, in units of the noise, of what preprocessing and rounding make of defects between low and high."""
-    noise, steps = smoothed.noise, _steps(smoothed)
+    noise, steps = smoothed.noise, steps_of(smoothed)
     assert isinstance(noise, Gaussian)
     most = 1 / float(noise.sigma.min())  # a norm in units of the noise, over the norm
     one_step = noise.gauge(torch.ones(1, *smoothed.encoded_shape(low[0].float()), device=low.device) / smoothed.levels)

@@ -19,8 +19,8 @@ from torch.nn.functional import pad
 
 from gsmooth_lightning.confidence import check_alpha
 from gsmooth_lightning.error.base import Bound, ErrorBound
-from gsmooth_lightning.error.interval import FLOAT, _encoded_norm, _steps, _widen, check_intervals
-from gsmooth_lightning.error.sampled import Sampled, _in_blocks, largest_rho
+from gsmooth_lightning.error.interval import FLOAT, check_intervals, encoded_norm, steps_of, widen
+from gsmooth_lightning.error.sampled import Sampled, in_blocks, largest_rho
 from gsmooth_lightning.errors import RequestError, UncertifiableError, check_whole
 from gsmooth_lightning.interval import Boxes, warp_range
 from gsmooth_lightning.smoothed import SmoothedClassifier
@@ -180,16 +180,16 @@ def inverse_norms(smoothed: SmoothedClassifier, file: Tensor, found: Sources, th
     """
     assert isinstance(smoothed.transform, Warp)
     transform, (h, w) = smoothed.transform, file.shape[1:]
-    rounding = FLOAT + (h + w + 6) * 2.0**-23 * len(_steps(smoothed))  # a step may sum over a row and a column
+    rounding = FLOAT + (h + w + 6) * 2.0**-23 * len(steps_of(smoothed))  # a step may sum over a row and a column
     own = file[None].double()
-    turned = _widen(*warp_range(own, own, transform.boxes(theta, theta, h, w), "bilinear"), rounding)
+    turned = widen(*warp_range(own, own, transform.boxes(theta, theta, h, w), "bilinear"), rounding)
     least, most = (_unframed(entry, file.shape) for entry in (found.least, found.most))
     worst = torch.zeros(len(theta), dtype=torch.float64, device=theta.device)
     pairs = torch.cartesian_prod(torch.arange(len(theta)), torch.arange(len(found.low))).to(theta.device)
     for draw, piece in (part.unbind(1) for part in pairs.split(max(1, AT_ONCE // file.numel()))):
         boxes = transform.boxes(theta[draw] + found.low[piece], theta[draw] + found.high[piece], h, w)
-        straight = _widen(*warp_range(least[piece], most[piece], boxes, "bilinear"), rounding)
-        norms = _encoded_norm(smoothed, turned[0][draw] - straight[1], turned[1][draw] - straight[0])
+        straight = widen(*warp_range(least[piece], most[piece], boxes, "bilinear"), rounding)
+        norms = encoded_norm(smoothed, turned[0][draw] - straight[1], turned[1][draw] - straight[0])
         worst.scatter_reduce_(0, draw, norms, "amax")
     return worst
 
@@ -286,4 +286,4 @@ class InverseBound(ErrorBound):
             theta = smoothed.draw_parameters(stream.at(stage, b, x.device), smoothed.block)
             return inverse_norms(smoothed, x, found, theta)[:, None]
 
-        return (yield from _in_blocks(smoothed, stream, draws, block))
+        return (yield from in_blocks(smoothed, stream, draws, block))

@@ -84,7 +84,7 @@ def sample_defects(
         theta = smoothed.draw_parameters(stream.at(stage, b, x.device), smoothed.block)
         return defect_norms(smoothed, x, attacked, gammas, theta, masks)
 
-    return (yield from _in_blocks(smoothed, stream, draws, block))
+    return (yield from in_blocks(smoothed, stream, draws, block))
 
 
 def sample_pairs(
@@ -110,14 +110,14 @@ def sample_pairs(
         files = threat.apply(x.expand(smoothed.block, *x.shape), gammas.float())
         return pair_norms(smoothed, x, files, gammas.float().double(), theta, masks)
 
-    return (yield from _in_blocks(smoothed, stream, draws, block))
+    return (yield from in_blocks(smoothed, stream, draws, block))
 
 
 def _masks(smoothed: SmoothedClassifier, x: Tensor, partition: str | None) -> Tensor:
     return partition_masks(partition, smoothed.encoded_shape(x)).to(x.device)
 
 
-def _in_blocks(smoothed: SmoothedClassifier, stream: Stream, draws: int, block: Callable[[int], Tensor]) -> Sampled:
+def in_blocks(smoothed: SmoothedClassifier, stream: Stream, draws: int, block: Callable[[int], Tensor]) -> Sampled:
     blocks = yield [partial(block, b) for b in range(-(-draws // smoothed.block))]
     return _finite(torch.cat(blocks)[:draws], stream)
 
