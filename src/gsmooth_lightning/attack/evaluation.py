@@ -23,6 +23,7 @@ class Attacked:
         gammas: the parameters tried, (k, dim); the first are 0, the clean image.
         distances: smallest radius of the threat within which each of them lies.
         base, smoothed: the classes that the base and the smoothed classifier give each of them.
+        votes: of the smoothed classifier, (k, classes).
         worst: the parameters at which the true class has the smallest lead in votes.
         evaluations: forward passes spent.
     """
@@ -31,6 +32,7 @@ class Attacked:
     distances: list[float]
     base: list[int]
     smoothed: list[int]
+    votes: list[list[float]]
     worst: list[float]
     evaluations: int
 
@@ -86,6 +88,7 @@ def evaluate(
         distances=threat.distance(gammas).tolist(),
         base=base,
         smoothed=votes.argmax(1).tolist(),
+        votes=votes.tolist(),
         worst=gammas[lead.argmin()].tolist(),
         evaluations=len(gammas) * width + -(-len(gammas) // smoothed.block) * smoothed.block,
     )

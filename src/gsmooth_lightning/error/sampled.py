@@ -241,8 +241,8 @@ class ImageBound(SampledBound):
 
     def __init__(
         self,
-        draws: int = 1024,
-        choose: int = 128,
+        draws: int = 512,
+        choose: int = 64,
         search: str = "chords",
         points: int = 13,
         quantile: float = 0.5,

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binom
 
 from gsmooth_lightning.confidence import proportion_interval
 from gsmooth_lightning.error import Bound
@@ -19,6 +20,9 @@ MEANING = {
 }
 
 INTERVALS = "95 % over images"
+
+CHANCE = 1e-5
+"""Level at which an attack's votes contradict a certificate."""
 
 
 def default_radii(threat: Threat | None, records: Sequence[Record]) -> list[float]:
@@ -148,13 +152,18 @@ def attack_rows(records: Sequence[Record], certificates: Sequence[Record], attac
 
 
 def contradictions(attacked: Record, certificate: Record) -> int:
-    """Attacks inside a certified radius that changed the smoothed prediction; an attack's parameters are float32."""
-    if certificate["prediction"] == -1:
+    """Attacks inside a certified radius that changed the smoothed prediction; an attack's parameters are float32.
+
+    The classifier is seen through votes: another class must have won more of them than chance explains at level CHANCE
+    if the certified class were ahead (a sign test of both classes' votes; the most votes, where none are stored).
+    """
+    kept = certificate["prediction"]
+    if kept == -1:
         return 0
-    return sum(
-        distance <= certificate["radius"] * (1 + 1e-6) and predicted != certificate["prediction"]
-        for distance, predicted in zip(attacked["distances"], attacked["smoothed"], strict=True)
-    )
+    votes = np.array(attacked.get("votes") or np.eye(1 + max(*attacked["smoothed"], kept))[attacked["smoothed"]] * 1000)
+    others = np.delete(votes, kept, 1).max(1)
+    changed = binom.sf(np.floor(others) - 1, np.ceil(others + votes[:, kept]), 0.5) <= CHANCE
+    return int((changed & (np.array(attacked["distances"]) <= certificate["radius"] * (1 + 1e-6))).sum())
 
 
 def bound_rows(
