@@ -47,7 +47,7 @@ def test_help_of_each_command(command, here):
     if command == "report":
         assert "stores: ???" in ended.out
     else:
-        assert "certify: direct, enumerate, joint" in ended.out
+        assert "certify: cover, direct, enumerate, joint" in ended.out
         assert "checkpoint: null" in ended.out
     assert snapshot(here) == {}
 

@@ -91,6 +91,7 @@ OWN = {
     ("model", "custom"): ("model._target_=gsmooth_lightning.model.SmallCNN",),
     ("threat", "brightness_contrast"): ("transform=brightness_contrast",),
     ("threat", "blur_brightness"): ("transform=blur_brightness",),
+    ("threat", "rotation_brightness"): ("transform=rotation_brightness", "law.sigma=[30,0.3]"),
     ("threat", "similarity"): ("transform=similarity",),
 }
 """What a user must add to an option that is nothing by itself."""

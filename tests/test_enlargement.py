@@ -332,7 +332,7 @@ def test_records_of_images_of_different_sizes(pictures, here, network, command):
     overrides = (*SMALL, *NATURAL)
     checkpoint = f"checkpoint={network(*overrides)}"
     for k, in_flight in enumerate((5, 1)):
-        run_task(command, *overrides, checkpoint, f"images.in_flight={in_flight}", f"store=run{k}")
+        run_task(command, *overrides, "error.search=grid", checkpoint, f"images.in_flight={in_flight}", f"store=run{k}")
     together, alone = (sorted(timeless(here / f"run{k}")["records.jsonl"].splitlines()) for k in range(2))
     assert together == alone
     found = {r["index"]: r for r in records(here / "run0")}

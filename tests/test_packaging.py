@@ -13,7 +13,7 @@ from conftest import ROOT, script, shell
 
 HIGH = ("pytorch_lightning", "lightning", "hydra", "omegaconf", "wandb", "matplotlib")
 LOW = (
-    "errors", "stream", "confidence", "plans", "rounds", "transform", "preprocess", "smoothing", "model", "data",
+    "errors", "stream", "confidence", "plans", "rounds", "interval", "transform", "preprocess", "smoothing", "model", "data",
     "smoothed", "threat", "error", "attack", "certify", "train",
 )  # fmt: skip
 YAMLS = sorted(str(path.relative_to(ROOT / "conf")) for path in (ROOT / "conf").rglob("*.yaml"))
@@ -46,7 +46,7 @@ def check_help_elsewhere(installed: Path, tmp_path: Path) -> None:
     task = (sys.executable, "-P", "-m", "gsmooth_lightning.tasks.certify")
     ended = shell(*task, "--help", cwd=elsewhere, PYTHONPATH=str(installed))
     assert (ended.code, ended.err) == (0, "")
-    assert "certify: direct, enumerate, joint" in ended.out
+    assert "certify: cover, direct, enumerate, joint" in ended.out
     assert "gsmooth_lightning.certify.JointCertifier" in ended.out
     assert not list(elsewhere.iterdir())
 

@@ -77,6 +77,11 @@ class ErrorBound(ABC):
         if not isinstance(threat, TransformationThreat):
             raise UncertifiableError("error bounds belong to a transformation; certify pixel noise with certify=direct")
         mine, theirs = smoothed.transform, threat.transform
+        if smoothed.law is None:
+            raise UncertifiableError(
+                f"without a law nothing is drawn of {theirs.name}; give its parameters one, such as law=gaussian, or "
+                "use certify=cover"
+            )
         if not isinstance(mine, Resolvable) or _kinds(mine) != _kinds(theirs):
             raise UncertifiableError(
                 f"the classifier is smoothed over {mine.name}, the threat is {theirs.name}: smooth over the threat's "
