@@ -13,8 +13,8 @@ from conftest import ROOT, script, shell
 
 HIGH = ("pytorch_lightning", "lightning", "hydra", "omegaconf", "wandb", "matplotlib")
 LOW = (
-    "errors", "stream", "confidence", "plans", "rounds", "interval", "transform", "preprocess", "smoothing", "model", "data",
-    "smoothed", "threat", "error", "attack", "certify", "train",
+    "errors", "stream", "confidence", "plans", "rounds", "transform", "preprocess", "smoothing", "model", "data",
+    "interval", "smoothed", "threat", "error", "attack", "certify", "train",
 )  # fmt: skip
 YAMLS = sorted(str(path.relative_to(ROOT / "conf")) for path in (ROOT / "conf").rglob("*.yaml"))
 MODULES = sorted(
