@@ -428,7 +428,7 @@ def test_refusals():
     with pytest.raises(UncertifiableError, match="noise=gaussian"):
         certifier.check(without, threat)
     plain = SmoothedClassifier(smoothed.base, 2, noise=Gaussian(0.1))
-    with pytest.raises(UncertifiableError, match="without a law nothing is drawn of rotation"):
+    with pytest.raises(UncertifiableError, match="without a law nothing is drawn of slide"):
         certifier.check(plain, threat)
     ceiling = SIGMA * norm.ppf(FixedN(n=1000, alpha=0.98e-3).ceiling)
     with pytest.raises(UncertifiableError, match="beyond the threat's range of 1 units"):
