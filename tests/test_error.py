@@ -181,7 +181,7 @@ def test_draws_that_choose_are_not_those_that_bound(fresh_defects):
     source = Stream(3, 4)
     kept = {}
     for stage in ("error-choose", "error-bound"):
-        kept[stage] = finish(sampled.sample_defects(smoothed, threat, images[0], source, stage, 128, points=13))
+        kept[stage] = finish(ImageBound().sample(smoothed, threat, images[0], source, stage, 128))
     assert not np.isin(kept["error-choose"], kept["error-bound"]).any()
     error = ImageBound(draws=128, choose=128, quantile=0.8, soft=False)
     bound = finish(error.procedure(smoothed, threat, images[0], source))
@@ -239,7 +239,9 @@ def test_a_proved_bound_is_no_smaller_than_what_a_grid_finds():
     """The same draws of theta, gamma maximised in three ways: the proved maxima lie above the grid's, and near it."""
     smoothed, threat, (x,) = digits((3,), step=None)
     found = {
-        search: finish(sampled.sample_defects(smoothed, threat, x, Stream(0, 0), "error-bound", 64, search, 81))
+        search: finish(
+            ImageBound(search=search, points=81).sample(smoothed, threat, x, Stream(0, 0), "error-bound", 64)
+        )
         for search in sampled.SEARCHES
     }
     one_step = float(smoothed.noise.gauge(torch.ones(1, 1, 8, 8) / LEVELS))  # what the grid's defects are raised by

@@ -15,6 +15,7 @@ from gsmooth_lightning.preprocess import DiscVignette, LowPass, Preprocess, Rect
 from gsmooth_lightning.transform import Rotation, Scaling, Shear, Similarity, Translation
 from gsmooth_lightning.transform import interpolate as bounds
 from gsmooth_lightning.transform.geometric import INTERPOLATIONS
+from gsmooth_lightning.transform.interpolate import bends, rounding_shift, shifts
 
 CASES = {Rotation: 25.0, Scaling: 0.4, Shear: 0.5, Translation: 2.5}
 WIDTHS = (1e-6, 0.01, 0.1, 0.7)
@@ -86,7 +87,7 @@ def test_bends_and_shifts_bound_what_a_box_does(transform, interpolation):
     for h, w, channels in ((9, 9, 1), (6, 11, 2), (1, 1, 1), (1, 5, 1), (2, 2, 1)):
         seen = visible(Preprocess([DiscVignette()] if h == w > 2 else []), torch.zeros(1, h, w))
         for x in images(h, w, channels)[: 4 if h == 9 else 2]:
-            bend, shift = (bound(x, low, high, seen) for bound in (psi.bend, psi.shift))
+            bend, shift = (bound(psi, x, low, high, seen) for bound in (bends, shifts))
             a, b = (torch.tensor(np.sort(random.random((2, *low.shape)), 0))) * (high - low) + low
             for ends in ((low, high), (a, b)):
                 bent, moved = deviations(psi, x, *ends, seen)
@@ -102,8 +103,8 @@ def test_positions_far_outside_the_image(interpolation, at):
         low, high = boxes(psi, at=at if psi.dim == 2 else min(at, 0.5))
         for x in images(8, 8)[:2]:
             bent, moved = deviations(psi, x, low, high, ALL_SEEN)
-            assert (bent <= psi.bend(x, low, high, ALL_SEEN) + FUZZ).all()
-            assert (moved <= psi.shift(x, low, high, ALL_SEEN) + FUZZ).all()
+            assert (bent <= bends(psi, x, low, high, ALL_SEEN) + FUZZ).all()
+            assert (moved <= shifts(psi, x, low, high, ALL_SEEN) + FUZZ).all()
 
 
 @pytest.mark.parametrize(("interpolation", "factor"), [("bilinear", 4.0), ("bicubic", 10.0)])
@@ -114,7 +115,7 @@ def test_bends_are_not_vacuous(interpolation, factor):
     psi, data = Rotation(interpolation), Digits().split("test", 10)
     for i in (1, 5, 9):
         bent, moved = deviations(psi, data[i][0], low, low + 2, seen)
-        bend = psi.bend(data[i][0], low, low + 2, seen)
+        bend = bends(psi, data[i][0], low, low + 2, seen)
         assert bend.mean() < factor * bent.mean()
         assert bend.mean() < moved.mean() / 5
 
@@ -124,7 +125,7 @@ def test_a_bilinear_translation_is_bilinear_between_whole_numbers():
     psi, x = Translation(), images(8, 8)[1]
     low = torch.tensor([[0.0, -1.0], [1.25, 0.5], [-2.0, 1.0], [0.5, 0.0]], dtype=torch.float64)
     high = torch.tensor([[1.0, 0.0], [2.0, 0.75], [-1.0, 2.0], [1.5, 0.5]], dtype=torch.float64)
-    bend = psi.bend(x, low, high, ALL_SEEN)
+    bend = bends(psi, x, low, high, ALL_SEEN)
     bent, _ = deviations(psi, x, low, high, ALL_SEEN)
     assert (bend[:3] < 1e-3).all()
     assert (bent <= bend + FUZZ).all()
@@ -140,8 +141,8 @@ def test_rounding_where_an_image_is_flat(interpolation):
     for value in (1.0, 0.7, -1.0):
         x, psi = torch.full((1, 12, 12), value), Translation(interpolation)
         bent, moved = deviations(psi, x, low, high, seen)
-        assert (bent <= psi.bend(x, low, high, seen) + FUZZ).all()
-        assert (moved <= psi.shift(x, low, high, seen) + FUZZ).all()
+        assert (bent <= bends(psi, x, low, high, seen) + FUZZ).all()
+        assert (moved <= shifts(psi, x, low, high, seen) + FUZZ).all()
 
 
 # ---------------------------------------------------------------- positions
@@ -303,7 +304,7 @@ def test_bicubic_derivatives_exceed_sampled_ones():
 
 def test_transformations_without_a_bend_are_refused():
     with pytest.raises(UncertifiableError, match=r"error\.search=grid"):
-        Similarity().bend(images(4, 4)[0], *torch.zeros(2, 1, 4), torch.ones(4, 4))
+        bends(Similarity(), images(4, 4)[0], *torch.zeros(2, 1, 4), torch.ones(4, 4))
     with pytest.raises(UncertifiableError, match="mirrored borders"):
         Translation("bilinear", "reflection").bending(*torch.zeros(2, 1, 2))
 
@@ -331,7 +332,7 @@ def test_rounding_bounds_what_another_rounding_of_positions_changes():
         with torch.inference_mode():
             exact = psi(x.double().expand(4, -1, -1, -1), theta.float().double())
         apart = (warp(psi, x, theta) - exact).flatten(1).norm(dim=1)
-        assert (apart <= psi.rounding(theta, torch.ones(16, 16).bool())).all()
-    torn = Translation("nearest").rounding(theta, torch.ones(16, 16).bool())
+        assert (apart <= rounding_shift(psi, theta, torch.ones(16, 16).bool())).all()
+    torn = rounding_shift(Translation("nearest"), theta, torch.ones(16, 16).bool())
     np.testing.assert_allclose(torn, [16.0, 0.0, 16.0, 0.0])
-    assert math.isclose(float(Translation("nearest").rounding(theta[:1], torch.eye(16).bool())[0]), 4.0)
+    assert math.isclose(float(rounding_shift(Translation("nearest"), theta[:1], torch.eye(16).bool())[0]), 4.0)

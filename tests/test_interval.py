@@ -300,7 +300,9 @@ def test_bounds_hold_however_many_are_made_at_once(monkeypatch):
     assert (few <= 1.12 * dense).all()
 
 
-@pytest.mark.skipif(not MNIST.exists(), reason="needs the real MNIST in ../shared/data")
+@pytest.mark.skipif(
+    not MNIST.exists(), reason="needs the real MNIST in ../shared/data, which only the developers' machines have"
+)
 @pytest.mark.parametrize("filters", [[DiscVignette(), LowPass(5)], [DiscVignette(), GaussianLowPass(1.5)]])
 def test_bounds_of_real_digits_are_tight(filters):
     """Every gamma in +-30 degrees, within a tenth of a search, in some hundred pieces."""

@@ -284,7 +284,9 @@ def test_colours_are_bounded_together():
 MNIST = ROOT.parent / "shared" / "data" / "mnist" / "t10k-images-idx3-ubyte.gz"
 
 
-@pytest.mark.skipif(not MNIST.exists(), reason="needs MNIST in ../shared/data")
+@pytest.mark.skipif(
+    not MNIST.exists(), reason="needs the real MNIST in ../shared/data, which only the developers' machines have"
+)
 def test_tightness_on_mnist():
     """Rotations by up to 30 degrees, disc and low-pass, 8 bits: the bound's quantiles are at most 1.5 times those of
     the true image's largest defect over gamma, for which one must know it; all but a degree is excluded."""

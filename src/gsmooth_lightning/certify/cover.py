@@ -5,7 +5,7 @@ import itertools
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -233,6 +233,7 @@ class _Cover:
         assert isinstance(smoothed.noise, Gaussian)
         self.sigma = float(smoothed.noise.sigma.min())
         self.stretch, self.rounding = afterwards(smoothed, threat, rest, x) if rest.dim else (1.0, 0.0)
+        self.needed = cache(partial(certifier.threshold, smoothed, threat, slack=self.slack))  # of few errors
         self.counts: Counts = np.zeros(smoothed.classes + 1)
         self.limit, self.spent = math.inf, 0
         self.tested: list[list[Any]] = []
@@ -307,7 +308,7 @@ class _Cover:
         if s.near >= self.limit:
             return
         certifier, plan = self.certifier, self.certifier.plans[s.depth]
-        needed = certifier.threshold(self.smoothed, self.threat, s.error, self.slack)
+        needed = self.needed(s.error)
         stream, image = self.stream.within("estimate", len(self.tested)), self.middles([s])[0]
         record = [s.low.tolist(), s.high.tolist(), s.error, s.depth, needed, 0, 0, False]
         self.tested.append(record)
@@ -337,8 +338,7 @@ class _Cover:
     def hopeful(self, s: Slice, count: int, n: int) -> bool:
         """Whether parts of a slice that failed with these votes may pass."""
         saved = self.certifier.margins[s.depth] - self.certifier.margins[s.depth + 1]
-        needed = self.certifier.threshold(self.smoothed, self.threat, max(0.0, s.error - saved), self.slack)
-        return n == 0 or bool(clopper_pearson_upper(count, n, HOPELESS) > needed)
+        return n == 0 or bool(clopper_pearson_upper(count, n, HOPELESS) > self.needed(max(0.0, s.error - saved)))
 
 
 def afterwards(

@@ -27,6 +27,7 @@ from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Gaussian
 from gsmooth_lightning.threat import SAVED, TransformationThreat
 from gsmooth_lightning.transform import Brightness, Composition, Translation, Warp, same
+from gsmooth_lightning.transform.interpolate import bends, not_black, rounding_shift, shifts
 
 Steps = Generator[list[Job], list[Any], Any]
 
@@ -162,7 +163,7 @@ class _Search:
         self.low, self.high = ends[:, : self.warp.dim]
         self.brightest = float(ends[:, self.warp.dim :].abs().sum(1).max())
         self.linear = is_linear(smoothed.preprocess)
-        self.distance = self.warp.bend if self.linear else self.warp.shift
+        self.distance = partial(bends if self.linear else shifts, self.warp, x)
         self.seen = visible(smoothed.preprocess, x)
         self.scale = lipschitz(smoothed.preprocess) / float(self.noise.sigma.min())
         self.levels = SAVED[threat.saved][2]
@@ -192,7 +193,7 @@ class _Search:
         if self.warp.dim > 1:
             return math.sqrt(len(self.x) * int(self.used.sum()))
         (gammas,) = self._axes()
-        lit = self.warp.not_black(self.x, gammas[0, :-1, None], gammas[0, 1:, None])
+        lit = not_black(self.warp, self.x, gammas[0, :-1, None], gammas[0, 1:, None])
         return math.sqrt(int((lit & self.used).flatten(1).sum(1).max()))
 
     @torch.inference_mode()
@@ -200,7 +201,7 @@ class _Search:
         stretch, sums = self.warp.stretch(theta, self.seen)
         used = sums > 0
         span = self.warp.gain * float(self.x.amax().clamp_min(0) - self.x.amin().clamp_max(0)) + self.brightest
-        rounding = self.warp.rounding(theta, self.seen) * math.sqrt(len(self.x))
+        rounding = rounding_shift(self.warp, theta, self.seen) * math.sqrt(len(self.x))
         rest = 2 * span * rounding + stretch * self.threat.l2
         if self.brightest:  # brightness that psi(., theta) carries over the edge
             ones = self.warp(torch.ones_like(self.x).expand(len(theta), *self.x.shape), theta.float())
@@ -305,7 +306,7 @@ class _Search:
             step = float((high - low).max()) / WINDOW
             low = (low / step).floor() * step
             high = low + (WINDOW + 1) * step
-        straight = yield from self._table(low, high, partial(self.distance, self.x, seen=self.seen))
+        straight = yield from self._table(low, high, partial(self.distance, seen=self.seen))
         return self.scale * (self.stretch[boxes.owner] * file + straight)
 
     def _table(self, low: Tensor, high: Tensor, bend: Callable[[Tensor, Tensor], Tensor]) -> Steps:
@@ -321,10 +322,8 @@ class _Search:
 
     def _bend_of_files(self, low: Tensor, high: Tensor) -> Tensor:
         """Bends, or shifts, of the file's pixels that are used."""
-        bend = self.distance(self.x, low, high, self.used)
-        if (
-            not self.linear or self.warp.interpolation != "bicubic"
-        ):  # clipping moves apart nothing, others leave no range
+        bend = self.distance(low, high, seen=self.used)
+        if not self.linear or self.warp.interpolation != "bicubic":  # clipping moves nothing apart; others do not clip
             return bend
         corners = itertools.product(*zip(low.unbind(1), high.unbind(1), strict=True))
         parameters = torch.stack([torch.stack(corner, 1) for corner in corners])

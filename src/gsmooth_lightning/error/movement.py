@@ -11,6 +11,7 @@ from gsmooth_lightning.preprocess import is_linear, lipschitz, visible
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.threat import SAVED, TransformationThreat
 from gsmooth_lightning.transform import Warp
+from gsmooth_lightning.transform.interpolate import shifts
 
 NODES = 5
 """Points of a slice along each axis at which the movement is computed."""
@@ -44,7 +45,7 @@ def movements(
         at_nodes = apart.double().flatten(1).norm(dim=1).view(k, -1).amax(1) * (1 + 1e-6)
         moved = at_nodes + scale * (away * seen).flatten(2).norm(dim=2).amax(1)
     else:
-        moved = scale * warp.shift(x, low, high, seen)
+        moved = scale * shifts(warp, x, low, high, seen)
     rounding = saved_error(threat, corners.amin(0) - away, corners.amax(0) + away)
     rounded = (rounding * seen).flatten(2).norm(dim=2).amax(1)
     steps = ROUNDED * math.sqrt(math.prod(smoothed.encoded_shape(x))) / smoothed.levels  # of the noise grid

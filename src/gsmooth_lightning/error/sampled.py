@@ -52,41 +52,6 @@ Sampled = Generator[list[Job], list[Any], np.ndarray]
 # ---------------------------------------------------------------- draws
 
 
-def sample_defects(
-    smoothed: SmoothedClassifier,
-    threat: TransformationThreat,
-    x: Tensor,
-    stream: Stream,
-    stage: str,
-    draws: int,
-    search: str = "chords",
-    points: int = 13,
-    partition: str | None = None,
-    ceiling: Sequence[float] | None = None,
-) -> Sampled:
-    """Worst defect over gamma for each of `draws` parameters theta ~ law, as a procedure: (draws, parts), rounded up;
-    see `SampledBound` for how it is searched. It need not be found exactly where it is below `ceiling`, (parts,)."""
-    masks = _masks(smoothed, x, partition)
-    if search != "grid" and threat.step is None:
-        sources = (stream.at(stage, b, x.device) for b in range(-(-draws // smoothed.block)))
-        theta = torch.cat([smoothed.draw_parameters(source, smoothed.block) for source in sources])[:draws]
-        if search == "chords":
-            norms = yield from chord_norms(smoothed, threat, x, theta, masks, ceiling)
-        else:
-            parts = theta.split(smoothed.block)
-            norms = torch.cat((yield [partial(interval_defects, smoothed, threat, x, part) for part in parts]))[:, None]
-        return _finite(norms, stream)
-    gammas = threat.parameters(points)[0].to(x.device)
-    with torch.inference_mode():
-        attacked = threat.apply(x.expand(len(gammas), *x.shape), gammas)
-
-    def block(b: int) -> Tensor:
-        theta = smoothed.draw_parameters(stream.at(stage, b, x.device), smoothed.block)
-        return defect_norms(smoothed, x, attacked, gammas, theta, masks)
-
-    return (yield from in_blocks(smoothed, stream, draws, block))
-
-
 def sample_pairs(
     smoothed: SmoothedClassifier,
     threat: TransformationThreat,
@@ -214,10 +179,26 @@ class SampledBound(ErrorBound):
         draws: int,
         ceiling: Sequence[float] | None = None,
     ) -> Sampled:
-        """`sample_defects`, searched as this bound says."""
-        return sample_defects(
-            smoothed, threat, x, stream, stage, draws, self.search, self.points, self.partition, ceiling
-        )
+        """Worst defect over gamma for each of `draws` parameters theta ~ law, as a procedure: (draws, parts), rounded
+        up. It need not be found exactly where it is below `ceiling`, (parts,)."""
+        masks = _masks(smoothed, x, self.partition)
+        if self.search == "grid" or threat.step is not None:
+            gammas = threat.parameters(self.points)[0].to(x.device)
+            with torch.inference_mode():
+                attacked = threat.apply(x.expand(len(gammas), *x.shape), gammas)
+
+            def block(b: int) -> Tensor:
+                theta = smoothed.draw_parameters(stream.at(stage, b, x.device), smoothed.block)
+                return defect_norms(smoothed, x, attacked, gammas, theta, masks)
+
+            return (yield from in_blocks(smoothed, stream, draws, block))
+        sources = (stream.at(stage, b, x.device) for b in range(-(-draws // smoothed.block)))
+        theta = torch.cat([smoothed.draw_parameters(source, smoothed.block) for source in sources])[:draws]
+        if self.search == "chords":
+            return _finite((yield from chord_norms(smoothed, threat, x, theta, masks, ceiling)), stream)
+        parts = theta.split(smoothed.block)
+        norms = yield [partial(interval_defects, smoothed, threat, x, part) for part in parts]
+        return _finite(torch.cat(norms)[:, None], stream)
 
     def statement(self, threat: TransformationThreat, guarantee: str) -> tuple[str, dict[str, Any]]:
         """The guarantee when the maximum over gamma is proved; otherwise `heuristic`, and why."""

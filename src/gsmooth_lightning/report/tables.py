@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binom
 
 from gsmooth_lightning.confidence import proportion_interval
 from gsmooth_lightning.error import Bound
@@ -154,15 +153,17 @@ def attack_rows(records: Sequence[Record], certificates: Sequence[Record], attac
 def contradictions(attacked: Record, certificate: Record) -> int:
     """Attacks inside a certified radius that changed the smoothed prediction; an attack's parameters are float32.
 
-    The classifier is seen through votes: another class must have won more of them than chance explains at level CHANCE
-    if the certified class were ahead (a sign test of both classes' votes; the most votes, where none are stored).
+    The classifier is seen through n votes: another class must lead by so many, d, that exp(-d^2 / 2n) <= CHANCE, which
+    bounds how probable that is while the certified class is ahead (Hoeffding). Stores without votes have predictions.
     """
     kept = certificate["prediction"]
     if kept == -1:
         return 0
-    votes = np.array(attacked.get("votes") or np.eye(1 + max(*attacked["smoothed"], kept))[attacked["smoothed"]] * 1000)
-    others = np.delete(votes, kept, 1).max(1)
-    changed = binom.sf(np.floor(others) - 1, np.ceil(others + votes[:, kept]), 0.5) <= CHANCE
+    changed = np.array(attacked["smoothed"]) != kept
+    if "votes" in attacked:
+        votes = np.array(attacked["votes"])
+        lead = np.delete(votes, kept, 1).max(1) - votes[:, kept]
+        changed &= np.exp(-(lead**2) / (2 * np.ceil(votes.sum(1)))) <= CHANCE
     return int((changed & (np.array(attacked["distances"]) <= certificate["radius"] * (1 + 1e-6))).sum())
 
 

@@ -15,15 +15,11 @@ from gsmooth_lightning.transform.base import Additive, Resolvable, check_images
 from gsmooth_lightning.transform.interpolate import (
     KERNEL,
     TOUCH,
-    bends,
     column_sums,
     departures,
-    not_black,
     pixel_distance,
     pixels_from_centre,
     position_error,
-    rounding_shift,
-    shifts,
 )
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
@@ -128,18 +124,6 @@ class Warp(Resolvable):
         of psi(x, .) between the corners of any box within: (k, c, h, w). See `interpolate.departures`."""
         return departures(self, x, low, high)
 
-    def bend(self, x: Tensor, low: Tensor, high: Tensor, seen: Tensor) -> Tensor:
-        """The l2 norm of `departure` over the pixels that are `seen`, (h, w): (k,)."""
-        return bends(self, x, low, high, seen)
-
-    def shift(self, x: Tensor, low: Tensor, high: Tensor, seen: Tensor) -> Tensor:
-        """Bound of ||psi(x, theta) - psi(x, theta')||_2 over theta, theta' in boxes low, high, (k, dim): (k,)."""
-        return shifts(self, x, low, high, seen)
-
-    def not_black(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """See `interpolate.not_black`: (k, c, h, w) for boxes low, high, (k, dim)."""
-        return not_black(self, x, low, high)
-
     def stretch(self, theta: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """(bound of the l2 operator norm of x -> seen psi(x, theta), sum of |weights| into each pixel of x): (k,) and
         (k, h, w), for parameters (k, dim). See `interpolate.column_sums`."""
@@ -150,10 +134,6 @@ class Warp(Resolvable):
     def gain(self) -> float:
         """Largest sum of the absolute weights of a pixel of psi."""
         return KERNEL**2 if self.interpolation == "bicubic" else 1.0
-
-    def rounding(self, theta: Tensor, seen: Tensor) -> Tensor:
-        """See `interpolate.rounding_shift`: (k,) for parameters (k, dim)."""
-        return rounding_shift(self, theta, seen)
 
     @staticmethod
     def _mapped(source: tuple[Tensor, ...], h: int, w: int, offset: float) -> tuple[Tensor, Tensor]:

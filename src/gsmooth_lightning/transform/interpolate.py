@@ -78,14 +78,16 @@ def departures(warp: Warp, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 def bends(warp: Warp, x: Tensor, low: Tensor, high: Tensor, seen: Tensor) -> Tensor:
-    """`Warp.bend`: the norm over the seen pixels of their distances from linear."""
+    """The bend of psi(x, .): bound of ||psi(x, theta) - I(theta)||_2 over the pixels that are seen, (h, w), and over
+    theta in boxes low, high, (k, dim), I as in `Warp.departure`: (k,)."""
     boxes = zip(*(ends.split(max(1, AT_ONCE // x.numel())) for ends in (low, high)), strict=True)
     norms = [(warp.departure(x, a, b) * seen).flatten(1).norm(dim=1) for a, b in boxes]
     return torch.cat(norms) * (1 + 1e-9)
 
 
 def shifts(warp: Warp, x: Tensor, low: Tensor, high: Tensor, seen: Tensor) -> Tensor:
-    """`Warp.shift`: the norm over the seen pixels of what they may change in a box, and rounding with it."""
+    """Bound of ||psi(x, theta) - psi(x, theta')||_2 over the pixels that are seen, (h, w), and over theta, theta' in
+    boxes low, high, (k, dim), as float32 computes them: (k,)."""
     return _norms(partial(nearest_range if warp.interpolation == "nearest" else smooth_range, warp), x, low, high, seen)
 
 
@@ -216,9 +218,7 @@ def bicubic_derivatives(framed: Tensor) -> tuple[Tensor, ...]:
     both = torch.einsum("ai,bj->abij", first, first).reshape(9, 1, 4, 4)
     mixed = conv2d(image, both).abs().amax(1)
     parts = along(first, True), along(first, False), along(second, True), mixed, along(second, False)
-    return tuple(
-        pad(part, (1, 2, 1, 2)) for part in parts
-    )  # the cell of a conv's first output begins at its second tap
+    return tuple(pad(part, (1, 2, 1, 2)) for part in parts)  # a convolution's first cell begins at its second tap
 
 
 @lru_cache(maxsize=1)
