@@ -24,7 +24,7 @@ class Product(Law):
         dims: number of parameters of each; one each by default.
 
     Raises:
-        RequestError: fewer than two parts, or not a number for each.
+        RequestError: fewer than two parts, not a number for each, or a part that is null.
     """
 
     norm = "none"
@@ -34,6 +34,10 @@ class Product(Law):
         self.dims = list(dims) if dims is not None else [1] * len(parts)
         if len(parts) < 2 or len(self.dims) != len(parts):
             raise RequestError(f"a product needs two laws or more and a dimension for each, got {len(parts)} laws")
+        if any(part is None for part in parts):
+            raise RequestError(
+                "of the two parts of a product one may be null (certify=cover); without any, use law=none"
+            )
         self._parts = nn.ModuleList(parts)
 
     @property
