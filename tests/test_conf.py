@@ -93,6 +93,7 @@ OWN = {
     ("threat", "blur_brightness"): ("transform=blur_brightness",),
     ("threat", "rotation_brightness"): ("transform=rotation_brightness", "law.sigma=[30,0.3]"),
     ("threat", "similarity"): ("transform=similarity",),
+    ("threat", "motion_blur"): ("transform=motion_blur",),
 }
 """What a user must add to an option that is nothing by itself."""
 

@@ -50,7 +50,7 @@ def test_threats_that_are_not_covered():
         if isinstance(getattr(threat, "transform", None), Similarity):
             refused(visiting(), threat, "no bound is known")
         else:
-            refused(visiting(), threat, "rotation, translation, scaling and shear")
+            refused(visiting(), threat, "certify=direct")
     refused(visiting(), TransformationThreat(Translation(padding="reflection"), -1, 1), "no bound is known")
 
 

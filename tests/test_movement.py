@@ -16,6 +16,7 @@ from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.threat import TransformationThreat
 from gsmooth_lightning.transform import (
     Additive,
+    Mover,
     Rotation,
     Translation,
 )
@@ -92,7 +93,7 @@ def test_an_l2_ball_adds_what_preprocessing_makes_of_it():
         assert torch.allclose(more[:, 1] - plain[:, 1], torch.full((3,), 0.3 * gain, dtype=torch.float64))
 
 
-class Rise(Additive):
+class Rise(Additive, Mover):
     """Two pixels that rise evenly, 2 theta - .8 and .2 theta: the first is clipped but for theta from .4 to .9."""
 
     units = ("units",)

@@ -9,6 +9,7 @@ COMMANDS = {
     "certify": "certify images; the same command again resumes",
     "compare": "certify images by every certificate that applies, in one table",
     "attack": "attack images: worst of k, grid or gradient ascent over the parameters",
+    "corrupt": "accuracy under the common corruptions: CIFAR-10-C files, or ours",
     "report": "table and picture of stores",
     "demo": "all of it on real handwritten digits, in three minutes",
 }
@@ -25,6 +26,7 @@ def main() -> None:
         print(f"gsmooth: there is no command {sys.argv[1]!r}; use one of {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     name = sys.argv.pop(1)
+    sys.path.insert(0, "")  # your own classes and functions are found in the current folder, as by python -m
     # run as __main__, so that a rank that Lightning relaunches with `python -m` finds the same module
     runpy.run_module(f"gsmooth_lightning.tasks.{name}", run_name="__main__", alter_sys=True)
 

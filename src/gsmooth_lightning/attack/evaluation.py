@@ -60,28 +60,14 @@ def evaluate(
     gammas: Tensor,
     n: int,
 ) -> Generator[Any, Any, Attacked]:
-    """Attacks the prepared image x, (c, h, w), with each of gammas, (k, dim), as a procedure (see `rounds`).
+    """Attacks the prepared image x, (c, h, w), with each of gammas, (k, dim), as a procedure (see `judge`).
 
-    The smoothed classifier's class is the majority of n votes; the base classifier sees the image without noise.
+    The smoothed classifier's class is the majority of n votes.
     """
 
-    @torch.inference_mode()
-    def attacked(some: Tensor) -> tuple[Tensor, Tensor]:
-        files = threat.apply(x.expand(len(some), *x.shape), some)
-        return files, smoothed.classify_base(files)
-
-    base: list[int] = []
-    counts: list[np.ndarray] = []
-    width = -(-n // smoothed.block) * smoothed.block
-    gammas = gammas.to(x.device)
-    for some in gammas.split(smoothed.block):
-        [(files, classes)] = yield [partial(attacked, some)]
-        base += classes.tolist()
-        for file in files:
-            first = len(counts) * width
-            votes = yield from smoothed.sample(file, stream, "attack", first, first + n)
-            counts.append((votes.sum(0) if smoothed.votes == "soft" else votes)[:-1])
-    votes = np.stack(counts)  # (k, classes)
+    base, votes = yield from judge(
+        smoothed, lambda some: threat.apply(x.expand(len(some), *x.shape), some), gammas.to(x.device), stream, n
+    )
     lead = votes[:, label] - np.delete(votes, label, 1).max(1)
     return Attacked(
         gammas=gammas.tolist(),
@@ -90,5 +76,32 @@ def evaluate(
         smoothed=votes.argmax(1).tolist(),
         votes=votes.tolist(),
         worst=gammas[lead.argmin()].tolist(),
-        evaluations=len(gammas) * width + -(-len(gammas) // smoothed.block) * smoothed.block,
+        evaluations=len(gammas) * smoothed.evaluations(0, n) + smoothed.evaluations(0, len(gammas)),
     )
+
+
+def judge(
+    smoothed: SmoothedClassifier, files: Callable[[Tensor], Tensor], parameters: Tensor, stream: Stream, n: int
+) -> Generator[Any, Any, tuple[list[int], np.ndarray]]:
+    """The base classifier's classes, k of them, and n votes of the smoothed classifier, (k, classes), on the files that
+    are made with each of the parameters, (k, dim), as a procedure (see `rounds`).
+
+    The base classifier sees a file without noise.
+    """
+
+    @torch.inference_mode()
+    def classified(some: Tensor) -> tuple[Tensor, Tensor]:
+        made = files(some)
+        return made, smoothed.classify_base(made)
+
+    base: list[int] = []
+    counts: list[np.ndarray] = []
+    width = smoothed.evaluations(0, n)
+    for some in parameters.split(smoothed.block):
+        [(made, classes)] = yield [partial(classified, some)]
+        base += classes.tolist()
+        for file in made:
+            first = len(counts) * width
+            votes = yield from smoothed.sample(file, stream, "attack", first, first + n)
+            counts.append((votes.sum(0) if smoothed.votes == "soft" else votes)[:-1])
+    return base, np.stack(counts)

@@ -9,6 +9,7 @@ from torch import Tensor
 from gsmooth_lightning.certify.base import TransferCertifier
 from gsmooth_lightning.certify.transfer import Transfer, parameter_transfer, pixel_transfer
 from gsmooth_lightning.error import Bound
+from gsmooth_lightning.error.base import check_resolvable
 from gsmooth_lightning.error.rounding import GRID, rounding_bound
 from gsmooth_lightning.errors import UncertifiableError
 from gsmooth_lightning.preprocess import is_nothing, lipschitz
@@ -75,6 +76,7 @@ class AdditiveCertifier(TransferCertifier):
 
 def _check_parameters(smoothed: SmoothedClassifier, threat: TransformationThreat) -> None:
     mine, theirs, law = smoothed.transform, threat.transform, smoothed.law
+    check_resolvable(theirs)
     if not is_exact(theirs):
         how = getattr(theirs, "interpolation", "its")
         raise UncertifiableError(f"{theirs.name} is not exact under {how} interpolation; use certify=joint")

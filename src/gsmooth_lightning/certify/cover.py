@@ -20,7 +20,7 @@ from gsmooth_lightning.certify.transfer import law_transfer, required
 from gsmooth_lightning.confidence import Counts, clopper_pearson_upper, group_sequential, looks_up_to
 from gsmooth_lightning.error.movement import middle_images, movements
 from gsmooth_lightning.error.rounding import TAIL, file_rounding
-from gsmooth_lightning.errors import RequestError, UncertifiableError
+from gsmooth_lightning.errors import RequestError, UncertifiableError, check_whole
 from gsmooth_lightning.plans import GroupSequential
 from gsmooth_lightning.preprocess import lipschitz
 from gsmooth_lightning.rounds import together
@@ -33,14 +33,21 @@ from gsmooth_lightning.transform import (
     BrightnessContrast,
     Composition,
     Contrast,
+    Function,
     Identity,
+    Mover,
+    Stepwise,
     Transform,
-    Warp,
     same,
 )
 
 AFTER = (Brightness, Contrast, BrightnessContrast)
 """What may come after the transformation that is covered, smoothed over by a law of its own."""
+
+GRIDDED = (
+    "the function was tried at the middles of a grid's cells, without a bound of how far it moves images in between"
+)
+"""What a certificate for a function without a movement bound takes for granted."""
 
 AT_ONCE = 16
 """Slices that are tested side by side."""
@@ -76,18 +83,22 @@ class Slice:
     depth: int
 
 
-def covered(threat: Threat) -> tuple[Warp, Transform]:
-    """The transformation whose parameters are covered, and what comes after it (the identity if nothing does).
+def covered(threat: Threat) -> tuple[Transform, Transform]:
+    """The transformation whose parameters are covered, and what comes after it (the identity if nothing does). With
+    threat.step it may be any: all parameters there are are listed.
 
     Raises:
         UncertifiableError: another transformation.
     """
-    transform = threat.transform if isinstance(threat, TransformationThreat) else Identity()
+    if not isinstance(threat, TransformationThreat):
+        raise UncertifiableError("pixel threats have no parameters to cover; use certify=direct")
+    transform = threat.transform
     first, *rest = transform.parts if isinstance(transform, Composition) else (transform,)
-    if not isinstance(first, Warp) or len(rest) > 1 or not all(isinstance(part, AFTER) for part in rest):
+    visited = isinstance(first, Mover | Stepwise | Function) or threat.step is not None
+    if not visited or len(rest) > 1 or not all(isinstance(part, AFTER) for part in rest):
         raise UncertifiableError(
-            "rotation, translation, scaling and shear are covered, each alone or with brightness or contrast after it; "
-            "use certify=direct or joint"
+            "covered are rotation, translation, scaling, shear, blurs (not the Gaussian one), pixelation and your own "
+            "function, each alone or with brightness or contrast after it; use certify=direct or joint"
         )
     return first, rest[0] if rest else Identity()
 
@@ -105,46 +116,54 @@ class CoverCertifier(Certifier):
     Slices are cut so that gamma moves the pixels by about `margins[depth]` sigma; what files round comes on top. A wide
     slice needs more votes, many narrow ones more tests.
 
-    After the covered transformation (rotation, scaling, translation, shear) the attacker may change brightness and
-    contrast, against which the classifier is smoothed by a law of its own parameters: the two join as in Theorem J, E
-    being M stretched by contrast, e^k of the attack and e^(c s) of the law but for a mass TAIL. An l2 ball of the
-    threat adds to M.
+    A transformation with finitely many outcomes, and one whose parameters threat.step lists, has a slice for each of
+    them. A user's function without a movement bound is tried at the middles of a grid: `heuristic`.
+
+    After the covered transformation the attacker may change brightness and contrast, against which the classifier is
+    smoothed by a law of its own parameters: the two join as in Theorem J, E being M stretched by contrast, e^k of the
+    attack and e^(c s) of the law but for a mass TAIL. An l2 ball of the threat adds to M.
 
     Args:
         n0: draws that choose the class.
         n: most draws for a slice.
         alpha: one minus the confidence of the certificate.
         margins: by how many sigma gamma may move the pixels of a slice, falling, one for each depth.
+        cells: of the grid on which a function without a movement bound is tried, along each parameter.
 
     Raises:
         RequestError: margins that do not fall, or draws that could not pass a slice.
     """
 
     def __init__(
-        self, n0: int = 100, n: int = 10_000, alpha: float = 1e-3, margins: Sequence[float] = (0.7, 0.35, 0.175)
+        self,
+        n0: int = 100,
+        n: int = 10_000,
+        alpha: float = 1e-3,
+        margins: Sequence[float] = (0.7, 0.35, 0.175),
+        cells: int = 20,
     ):
+        check_whole("certify", cells=(cells, 1))
         numbers = not isinstance(margins, int | float | str) and all(isinstance(m, int | float) for m in margins)
         self.margins = tuple(margins) if numbers else ()
         if not self.margins or not all(a > b for a, b in itertools.pairwise((*self.margins, 0.0))):
             raise RequestError(f"certify.margins must be positive and falling, such as [0.7,0.35], got {margins}")
         self.plans = [GroupSequential([1.0], n0, n, alpha / 2 ** (k + 1)) for k in range(len(self.margins))]
-        self.n0, self.n, self.alpha = n0, n, alpha
+        self.n0, self.n, self.alpha, self.cells = n0, n, alpha, cells
 
     # -------------------------------------------------- hypotheses
 
     def check(self, smoothed: SmoothedClassifier, threat: Threat) -> None:
-        warp, rest = covered(threat)
+        first, rest = covered(threat)
         assert isinstance(threat, TransformationThreat)
-        warp.bending(*torch.zeros(2, 1, warp.dim))
-        if warp.interpolation == "nearest":
-            raise UncertifiableError(
-                "under nearest interpolation pixels jump however narrow a slice is; use interpolation=bilinear"
-            )
-        if rest.dim and threat.lows[warp.dim :] == threat.highs[warp.dim :]:
+        if isinstance(first, Mover) and threat.step is None:
+            first.check_movement()
+        if min(threat.lows[: first.dim]) < first.lowest:
+            raise UncertifiableError(f"{first.name} has no parameters below {first.lowest:g}; set threat.low to it")
+        if rest.dim and threat.lows[first.dim :] == threat.highs[first.dim :]:
             raise UncertifiableError(f"{rest.name} has no range in this threat; leave it out")
         if not same(smoothed.transform, rest):
             raise UncertifiableError(
-                f"the cover certificate visits the parameters of {warp.name} and draws those of {rest.name}, but the "
+                f"the cover certificate visits the parameters of {first.name} and draws those of {rest.name}, but the "
                 f"classifier is smoothed over {smoothed.transform.name}; use law=none, or law=product whose first part "
                 "is null"
             )
@@ -162,7 +181,7 @@ class CoverCertifier(Certifier):
                     f"files {threat.file()} clip what brightness and contrast change; use threat.saved=real"
                 )
             assert smoothed.law is not None
-            check_law(rest, smoothed.law, threat.lows[warp.dim :])
+            check_law(rest, smoothed.law, threat.lows[first.dim :])
         if (floor := self.threshold(smoothed, threat, self.margins[-1], 0.0)) >= self.plans[-1].ceiling:
             raise UncertifiableError(
                 f"{self.n} draws show at most pA = {self.plans[-1].ceiling:.4g}, and the narrowest slices need "
@@ -174,11 +193,11 @@ class CoverCertifier(Certifier):
     ) -> float:
         """The pA that a slice's middle needs when the pixels move by `error` sigma, and brightness and contrast over
         all of their range."""
-        warp, rest = covered(threat)
+        first, rest = covered(threat)
         if not rest.dim:
             return float(min(1.0, ndtr(error) * (1 + 1e-12) + slack))
         assert smoothed.law is not None
-        left = law_transfer(rest, smoothed.law, threat.lows[warp.dim :], threat.highs[warp.dim :], error)
+        left = law_transfer(rest, smoothed.law, threat.lows[first.dim :], threat.highs[first.dim :], error)
 
         def transfer(p: ArrayLike, _: float) -> np.ndarray:
             return left(np.maximum(np.asarray(p, dtype=float) - slack, 0.0)) - TAIL
@@ -199,14 +218,14 @@ class CoverCertifier(Certifier):
             prediction=top if cover.limit > 0 else ABSTAIN,
             radius=min(cover.limit, threat.reach),
             unit=threat.unit,
-            guarantee="sound",
+            guarantee="heuristic" if cover.gridded else "sound",
             alpha=self.alpha,
             selection=selection[:-1].tolist(),
             counts=cover.counts[:-1].tolist(),
             n=int(cover.counts.sum()),
             seed=stream.seed,
             evaluations=cover.spent,
-            details={"slices": cover.tested, "slack": cover.slack},
+            details={"slices": cover.tested, "slack": cover.slack} | ({"rests_on": GRIDDED} if cover.gridded else {}),
         )
 
 
@@ -215,6 +234,7 @@ class _Cover:
 
     Attributes:
         limit: least radius at which a slice has failed.
+        gridded: whether slices are cells of a grid, of which the middles alone are known.
         tested: of each slice (ends, error in sigma, depth, pA needed, votes for the class, draws, passed).
     """
 
@@ -228,7 +248,8 @@ class _Cover:
         top: int,
     ):
         self.certifier, self.smoothed, self.threat, self.x, self.stream = certifier, smoothed, threat, x, stream
-        self.warp, rest = covered(threat)
+        self.first, rest = covered(threat)
+        self.gridded = isinstance(self.first, Function) and self.first.bound is None and threat.step is None
         self.top, self.slack = top, smoothed.slack(x)
         assert isinstance(smoothed.noise, Gaussian)
         self.sigma = float(smoothed.noise.sigma.min())
@@ -240,8 +261,7 @@ class _Cover:
 
     def visit(self) -> Generator[Any, Any, None]:
         """Tests the slices from 0 outward, a wave at a time."""
-        ends = torch.tensor([self.threat.lows, self.threat.highs], dtype=torch.float64, device=self.x.device)
-        slices = yield from self.cut(ends[0, : self.warp.dim], ends[1, : self.warp.dim], 0)
+        slices = yield from self.slices()
         for first in range(0, len(slices), self.smoothed.block):
             wave = [s for s in slices[first : first + self.smoothed.block] if s.near < self.limit]
             if not wave:
@@ -252,6 +272,38 @@ class _Cover:
             yield from together((self.hold(wave[i]) for i in order), AT_ONCE)
 
     # -------------------------------------------------- slices
+
+    def slices(self) -> Generator[Any, Any, list[Slice]]:
+        """All of the attacker's parameters: listed by threat.step, by outcome or on a grid, or cut into slices."""
+        dim, threat, device = self.first.dim, self.threat, self.x.device
+        low, high = (
+            torch.tensor(ends[:dim], dtype=torch.float64, device=device) for ends in (threat.lows, threat.highs)
+        )
+        if threat.step is not None:
+            at = threat.parameters(2)[0][:, :dim].unique(dim=0).double().to(device)
+            return (yield from self.listed(at, at, at * (1 - 1e-6)))  # a multiple of the step may round up
+        if isinstance(self.first, Stepwise):
+            nearest, at = (ends.to(device) for ends in self.first.outcomes(float(low), float(high), self.x.shape))
+            return (yield from self.listed(at, at, nearest))
+        if self.gridded:
+            axes = [torch.arange(self.certifier.cells, dtype=torch.float64, device=device)] * dim
+            corner, width = torch.cartesian_prod(*axes).view(-1, dim), (high - low) / self.certifier.cells
+            lows, highs = low + width * corner, low + width * (corner + 1)
+            return (yield from self.listed(lows, highs, torch.zeros_like(lows).clamp(lows, highs)))
+        return (yield from self.cut(low, high, 0))
+
+    def listed(self, low: Tensor, high: Tensor, nearest: Tensor) -> Generator[Any, Any, list[Slice]]:
+        """A slice for each row, (k, dim): what holds at its middle holds for all of it."""
+        middle, slices = (low + high) / 2, []
+        for a, b, m, point in zip(*(part.split(AT_ONCE) for part in (low, high, middle, nearest)), strict=True):
+            (found,) = yield [partial(movements, self.smoothed, self.threat, self.first, self.x, m, m)]
+            ends = zip(a, b, point, found.sum(1).tolist(), strict=True)
+            slices += [Slice(i, j, self.error(moved), self.near(p, p), 0) for i, j, p, moved in ends]
+        return sorted(slices, key=lambda s: s.near)
+
+    def error(self, moved: float) -> float:
+        """How far the pixels of a slice move in sigma, rounded up to a step."""
+        return math.ceil((self.stretch * moved / self.sigma + self.rounding) / ERROR_STEP) * ERROR_STEP
 
     def cut(self, low: Tensor, high: Tensor, depth: int) -> Generator[Any, Any, list[Slice]]:
         """Slices of a box within which gamma moves the pixels by at most the margin of this depth, by distance from 0.
@@ -266,13 +318,12 @@ class _Cover:
                 self.limit = min(self.limit, self.near(low, high))
                 return []
             lows, highs = (torch.stack(ends) for ends in zip(*pieces, strict=True))
-            moved = partial(movements, self.smoothed, self.threat, self.warp, self.x)
+            moved = partial(movements, self.smoothed, self.threat, self.first, self.x)
             found = yield [partial(moved, a, b) for a, b in zip(lows.split(AT_ONCE), highs.split(AT_ONCE), strict=True)]
             pieces = []
             for a, b, (moves, fixed) in zip(lows, highs, torch.cat(found).tolist(), strict=True):
                 if moves <= margin:
-                    error = self.stretch * (moves + fixed) / self.sigma + self.rounding
-                    slices.append(Slice(a, b, math.ceil(error / ERROR_STEP) * ERROR_STEP, self.near(a, b), depth))
+                    slices.append(Slice(a, b, self.error(moves + fixed), self.near(a, b), depth))
                 else:
                     pieces += _parts(a, b, moves / margin)
         return sorted(slices, key=lambda s: s.near)
@@ -287,7 +338,7 @@ class _Cover:
     def middles(self, slices: Sequence[Slice]) -> Tensor:
         """What is classified for each slice, (slices, c, h, w)."""
         low, high = (torch.stack(ends) for ends in zip(*((s.low, s.high) for s in slices), strict=True))
-        return middle_images(self.threat, self.warp, self.x, low, high)
+        return middle_images(self.threat, self.first, self.x, low, high)
 
     @torch.inference_mode()
     def sureness(self, wave: Sequence[Slice]) -> Tensor:
@@ -323,7 +374,8 @@ class _Cover:
             record[5:] = [count, n, outcome.passed is not None]
             if outcome.passed is not None:
                 return
-        if s.depth + 1 < len(certifier.margins) and self.hopeful(s, count, n):
+        narrows = self.threat.step is None and not isinstance(self.first, Stepwise) and not self.gridded
+        if narrows and s.depth + 1 < len(certifier.margins) and self.hopeful(s, count, n):
             parts = yield from self.cut(s.low, s.high, s.depth + 1)
             for part in parts:
                 yield from self.hold(part)
@@ -347,12 +399,13 @@ def afterwards(
     """(stretch, rounding): what brightness and contrast, but for a mass TAIL of their law, multiply distances of pixels
     by, and what their own rounding adds, in sigma."""
     assert smoothed.law is not None
-    first = threat.transform.dim - rest.dim
-    lows, highs = threat.lows[first:], threat.highs[first:]
+    own = threat.transform.dim - rest.dim
+    lows, highs = threat.lows[own:], threat.highs[own:]
     stretch = 1.0
     if not isinstance(rest, Brightness):
         stretch = math.exp(highs[0] + float(smoothed.law.within(TAIL, rest.dim)[1][0])) * (1 + 1e-9)
-    largest = torch.full_like(x, covered(threat)[0].gain * (1 + threat.l2))
+    first, _ = covered(threat)
+    largest = torch.full_like(x, (first.gain if isinstance(first, Mover) else 1.0) * (1 + threat.l2))
     # twice: compositions that interpolate are computed in float32
     return stretch, 2 * file_rounding(smoothed, TransformationThreat(rest, lows, highs, saved="real"), largest)
 

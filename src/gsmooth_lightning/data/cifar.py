@@ -51,6 +51,39 @@ class CIFAR100(CIFAR10):
     source = datasets.CIFAR100
 
 
+def read_corruption(
+    folder: Path, name: str, options: tuple[str, str] = ("data.dataset.root", "data.dataset.corruption")
+) -> tuple[np.ndarray, np.ndarray]:
+    """(pixels, labels) of NAME.npy in a CIFAR-10-C folder: (5 n, 32, 32, 3) bytes, mapped from the file, and (5 n,);
+    severity s is rows (s - 1) n to s n.
+
+    Args:
+        options: what the user sets to name the folder and the corruption.
+
+    Raises:
+        RequestError: a file that is missing, damaged, or of another shape.
+    """
+    file = folder / "labels.npy"
+    try:
+        labels = np.load(file)
+        file = folder / f"{name}.npy"
+        pixels = np.load(file, mmap_mode="r")
+        if pixels.dtype != np.uint8 or pixels.shape != (len(labels), 32, 32, 3) or len(labels) % SEVERITIES:
+            shape = "x".join(map(str, pixels.shape[1:]))
+            raise ValueError(
+                f"{len(pixels)} images, {len(labels)} labels, {SEVERITIES} severities, {shape} {pixels.dtype}"
+            )
+    except FileNotFoundError as failure:
+        known = sorted(path.stem for path in folder.glob("*.npy") if path.stem != "labels")
+        raise RequestError(
+            f"{failure.filename} is missing; unpack CIFAR-10-C and correct {options[0]}, or choose {options[1]} from "
+            f"{', '.join(known) or 'its files'}"
+        ) from failure
+    except (OSError, ValueError, EOFError, TypeError) as failure:
+        raise RequestError(f"{file} is damaged ({failure}); unpack CIFAR-10-C again") from failure
+    return pixels, labels
+
+
 class CIFAR10C(ImageData):
     """CIFAR-10-C (Hendrycks & Dietterich 2019): the test images of CIFAR-10 under one corruption. A test split only.
 
@@ -68,26 +101,8 @@ class CIFAR10C(ImageData):
     def split(self, name: str, classes: int) -> Inputs:
         if name != "test":
             raise RequestError("CIFAR-10-C has a test split only; train on data=cifar10 and use images.split=test")
-        folder = Path(self.root) / "CIFAR-10-C"
-        file = folder / "labels.npy"
-        try:
-            labels = np.load(file)
-            size = len(labels) // SEVERITIES
-            file = folder / f"{self.corruption}.npy"
-            pixels = np.load(file, mmap_mode="r")
-            if pixels.dtype != np.uint8 or pixels.shape != (len(labels), 32, 32, 3) or len(labels) % SEVERITIES:
-                shape = "x".join(map(str, pixels.shape[1:]))
-                raise ValueError(
-                    f"{len(pixels)} images, {len(labels)} labels, {SEVERITIES} severities, {shape} {pixels.dtype}"
-                )
-        except FileNotFoundError as failure:
-            known = sorted(path.stem for path in folder.glob("*.npy") if path.stem != "labels")
-            raise RequestError(
-                f"{failure.filename} is missing; unpack CIFAR-10-C below data.dataset.root, or choose "
-                f"data.dataset.corruption from {', '.join(known) or 'its files'}"
-            ) from failure
-        except (OSError, ValueError, EOFError, TypeError) as failure:
-            raise RequestError(f"{file} is damaged ({failure}); unpack CIFAR-10-C again") from failure
+        pixels, labels = read_corruption(Path(self.root) / "CIFAR-10-C", self.corruption)
+        size = len(labels) // SEVERITIES
         part = slice((self.severity - 1) * size, self.severity * size)
         return TensorImages(bytes_of(np.array(pixels[part])), torch.tensor(labels[part]), classes)
 

@@ -51,6 +51,20 @@ def norm_of(parts: tuple[float, ...]) -> float:
     return parts[0] if len(parts) == 1 else math.hypot(*parts) * (1 + 1e-12)
 
 
+def check_resolvable(transform: Transform) -> None:
+    """Refuses what is no other parameter of itself when it is done twice.
+
+    Raises:
+        UncertifiableError: such a transformation, or a composition with one.
+    """
+    parts = transform.parts if isinstance(transform, Composition) else (transform,)
+    if not all(isinstance(part, Resolvable) for part in parts):
+        raise UncertifiableError(
+            f"{transform.name} twice is no {transform.name}, so that drawing its parameters certifies nothing; use "
+            "certify=cover with law=none"
+        )
+
+
 class ErrorBound(ABC):
     """Bounds the defect of one image.
 
@@ -82,6 +96,7 @@ class ErrorBound(ABC):
                 f"without a law nothing is drawn of {theirs.name}; give its parameters one, such as law=gaussian, or "
                 "use certify=cover"
             )
+        check_resolvable(theirs)
         if not isinstance(mine, Resolvable) or _kinds(mine) != _kinds(theirs):
             raise UncertifiableError(
                 f"the classifier is smoothed over {mine.name}, the threat is {theirs.name}: smooth over the threat's "

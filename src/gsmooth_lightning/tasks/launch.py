@@ -24,6 +24,7 @@ def command(name: str, run: Callable[[DictConfig], object]) -> None:
     a bug and keeps its traceback.
     """
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it repeats what the one sentence says
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand exceptions to us instead of printing them
 
     def job(cfg: DictConfig) -> None:
@@ -58,6 +59,8 @@ def sentence(failure: BaseException) -> str:
         if isinstance(cause, RequestError):  # one from a loader's process comes with the traceback in its text
             return str(cause).rsplit("RequestError: ", 1)[-1].strip()
         cause = cause.__cause__
+    if isinstance(failure.__cause__, ImportError):
+        return f"{str(failure).rsplit('full_key: ', 1)[-1].strip()}: {' '.join(str(failure.__cause__).split())}"
     if isinstance(failure.__cause__, TypeError):  # Hydra called a constructor with an option it does not know
         key = str(failure).rsplit("full_key: ", 1)[-1].strip()
         return f"{key}: {failure.__cause__}; correct the options of {key}"

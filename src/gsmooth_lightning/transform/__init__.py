@@ -1,8 +1,19 @@
 """Parametrised transformations psi(x, theta)."""
 
-from gsmooth_lightning.transform.base import Additive, Identity, Resolvable, Transform, compute, is_exact, same
-from gsmooth_lightning.transform.blur import GaussianBlur
+from gsmooth_lightning.transform.base import (
+    Additive,
+    Identity,
+    Mover,
+    Resolvable,
+    Stepwise,
+    Transform,
+    compute,
+    is_exact,
+    same,
+)
+from gsmooth_lightning.transform.blur import Defocus, GaussianBlur
 from gsmooth_lightning.transform.compose import Composition
+from gsmooth_lightning.transform.function import Function
 from gsmooth_lightning.transform.geometric import (
     CyclicTranslation,
     Rotation,
@@ -13,6 +24,8 @@ from gsmooth_lightning.transform.geometric import (
     Warp,
 )
 from gsmooth_lightning.transform.intensity import Brightness, BrightnessContrast, Contrast, Gamma, Volume
+from gsmooth_lightning.transform.pixelate import GlassBlur, Pixelate
+from gsmooth_lightning.transform.radial import MotionBlur, RotationalBlur, ZoomBlur
 
 __all__ = [
     "Additive",
@@ -21,18 +34,27 @@ __all__ = [
     "Composition",
     "Contrast",
     "CyclicTranslation",
+    "Defocus",
+    "Function",
     "Gamma",
     "GaussianBlur",
+    "GlassBlur",
     "Identity",
+    "MotionBlur",
+    "Mover",
+    "Pixelate",
     "Resolvable",
     "Rotation",
+    "RotationalBlur",
     "Scaling",
     "Shear",
     "Similarity",
+    "Stepwise",
     "Transform",
     "Translation",
     "Volume",
     "Warp",
+    "ZoomBlur",
     "compute",
     "is_exact",
     "same",

@@ -76,6 +76,40 @@ class Resolvable(Transform):
         return math.inf
 
 
+class Mover(Transform):
+    """A transformation of which is known how far it moves an image between two parameters, so that certify=cover can
+    visit them (theory.md section 8).
+
+    Attributes:
+        gain: largest sum of the absolute weights with which pixels make a pixel of psi.
+    """
+
+    @property
+    def gain(self) -> float:
+        return 1.0
+
+    def check_movement(self) -> None:
+        """Refuses settings of which it is not known.
+
+        Raises:
+            UncertifiableError: with what to use instead.
+        """
+
+    @abstractmethod
+    def departure(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Bound of |psi(x, theta) - I(theta)| over theta in boxes low, high, (k, dim), I the multilinear interpolation
+        of psi(x, .) between the corners of any box within, both as float32 computes them: (k, c, h, w) float64."""
+
+
+class Stepwise(Transform):
+    """A transformation with finitely many outcomes over any range of its parameter: all of them are visited."""
+
+    @abstractmethod
+    def outcomes(self, low: float, high: float, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """(nearest, at), (k, 1) float64 each: all outcomes of psi(x, .), x of shape (c, h, w), over parameters between
+        low and high. psi(x, at) has the outcome, and no parameter nearer to 0 than `nearest` does."""
+
+
 class Additive(Resolvable):
     """Resolvable with gamma = alpha + beta: the attack shifts the law of the parameters."""
 

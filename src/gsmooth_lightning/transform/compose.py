@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from gsmooth_lightning.errors import RequestError
-from gsmooth_lightning.transform.base import Resolvable
+from gsmooth_lightning.transform.base import Mover, Resolvable, Stepwise, Transform
 from gsmooth_lightning.transform.blur import GaussianBlur
-from gsmooth_lightning.transform.geometric import CyclicTranslation, Warp
+from gsmooth_lightning.transform.function import Function
+from gsmooth_lightning.transform.geometric import CyclicTranslation
 from gsmooth_lightning.transform.intensity import Brightness, BrightnessContrast, Contrast
 
 COMMUTE: tuple[frozenset[type[Resolvable]], ...] = tuple(
@@ -21,6 +22,9 @@ COMMUTE: tuple[frozenset[type[Resolvable]], ...] = tuple(
 
 AFFINE = (Brightness, Contrast, BrightnessContrast)
 
+VISITED = (Mover, Stepwise, Function)
+"""What certify=cover visits; it may stand before changes of brightness and contrast."""
+
 
 class Composition(Resolvable):
     """psi(x, (theta_1, ..., theta_k)) = psi_k(... psi_1(x, theta_1) ..., theta_k), for parts that commute.
@@ -29,8 +33,9 @@ class Composition(Resolvable):
     commute may be sorted, so that the parameters of each part resolve by themselves. Parts that do not commute leave no
     such equation: contrast after brightness scales what brightness added (use BrightnessContrast), gamma correction of
     a blurred image is no blur of a corrected one. Blur commutes with these parts alone, and with cyclic translation
-    only without its reflecting borders. An interpolation, such as rotation, may stand first, with changes of brightness
-    and contrast after it: inside the image these commute, and what black moves in counts as an interpolation error.
+    only without its reflecting borders. What certify=cover visits, such as rotation or defocus blur, may stand first,
+    with changes of brightness and contrast after it; for other certificates of an interpolation these commute inside
+    the image, and what black moves in counts as an interpolation error.
 
     Args:
         parts: in the order in which they are applied.
@@ -39,19 +44,19 @@ class Composition(Resolvable):
         RequestError: fewer than two parts, or parts that do not commute.
     """
 
-    def __init__(self, parts: Sequence[Resolvable]):
+    def __init__(self, parts: Sequence[Transform]):
         super().__init__()
         if len(parts) < 2:
             raise RequestError("a composition needs two parts or more; give one transformation by itself")
         for a, b in itertools.combinations(parts, 2):
-            interpolates = a is parts[0] and isinstance(a, Warp) and isinstance(b, AFFINE)
-            if frozenset((type(a), type(b))) not in COMMUTE and not interpolates:
+            visited = a is parts[0] and isinstance(a, VISITED) and isinstance(b, AFFINE)
+            if frozenset((type(a), type(b))) not in COMMUTE and not visited:
                 raise RequestError(
                     f"{a.name} and {b.name} do not commute, so attacks by both are no shift of the parameters; "
                     "compose blur or cyclic translation with brightness, contrast or transform=brightness_contrast, or "
-                    "put brightness or contrast after rotation, translation or scaling"
+                    "put brightness or contrast after rotation, another blur or pixelation"
                 )
-        self.exact = all(part.exact for part in parts)
+        self.exact = all(isinstance(part, Resolvable) and part.exact for part in parts)
         self._parts = nn.ModuleList(parts)
         self.units = tuple(unit for part in parts for unit in part.units)
         self.name = ", then ".join(part.name for part in parts)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gsmooth_lightning.errors import RequestError, UncertifiableError
-from gsmooth_lightning.transform.base import Additive, Resolvable, check_images
+from gsmooth_lightning.transform.base import Additive, Mover, Resolvable, check_images
 from gsmooth_lightning.transform.interpolate import (
     KERNEL,
     TOUCH,
@@ -27,7 +27,7 @@ PADDINGS = {"black": "zeros", "reflection": "reflection"}
 """What lies outside the image, and grid_sample's name for it."""
 
 
-class Warp(Resolvable):
+class Warp(Resolvable, Mover):
     """The value at a pixel is interpolated where it lay before; black outside the image, which blends into the edge.
 
     Pixels are square: a non-square image is turned, not sheared. Nothing is smoothed first: shrunk images alias.
@@ -119,9 +119,15 @@ class Warp(Resolvable):
         error = position_error(self, low, high, h, w)
         return columns - dx - error, columns + dx + error, rows - dy - error, rows + dy + error
 
+    def check_movement(self) -> None:
+        self.bending(*torch.zeros(2, 1, self.dim))
+        if self.interpolation == "nearest":
+            raise UncertifiableError(
+                "under nearest interpolation pixels jump however narrow a slice is; use interpolation=bilinear"
+            )
+
     def departure(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """Bound of |psi(x, theta) - I(theta)| over theta in boxes low, high, (k, dim), I the multilinear interpolation
-        of psi(x, .) between the corners of any box within: (k, c, h, w). See `interpolate.departures`."""
+        """As `Mover.departure`; see `interpolate.departures`."""
         return departures(self, x, low, high)
 
     def stretch(self, theta: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,7 +138,6 @@ class Warp(Resolvable):
 
     @property
     def gain(self) -> float:
-        """Largest sum of the absolute weights of a pixel of psi."""
         return KERNEL**2 if self.interpolation == "bicubic" else 1.0
 
     @staticmethod
