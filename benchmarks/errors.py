@@ -27,7 +27,7 @@ from gsmooth_lightning.error.chords import chord_norms
 from gsmooth_lightning.error.interval import interval_defects
 from gsmooth_lightning.error.inverse import InverseBound, inverse_norms, sources
 from gsmooth_lightning.error.movement import movements
-from gsmooth_lightning.rounds import workers
+from gsmooth_lightning.rounds import run_rounds
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.tasks.setup import prepare
@@ -98,13 +98,7 @@ def by_chords(
 ) -> Tensor:
     """Bounds by chords, their jobs on all workers."""
     procedure = chord_norms(smoothed, threat, x, theta, masks, ceiling)
-    try:
-        with workers(x.device) as run:
-            jobs = next(procedure)
-            while True:
-                jobs = procedure.send(run(jobs))
-    except StopIteration as ended:
-        return ended.value
+    return next(run_rounds([(0, procedure)], x.device, 1))[1]
 
 
 def one_by_one(smoothed: SmoothedClassifier, threat: TransformationThreat, x: Tensor, theta: Tensor) -> Tensor:

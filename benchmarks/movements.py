@@ -21,7 +21,7 @@ from tqdm import tqdm
 from gsmooth_lightning.certify import CoverCertifier
 from gsmooth_lightning.certify.cover import Slice, _Cover
 from gsmooth_lightning.error.movement import middle_images, movements
-from gsmooth_lightning.rounds import workers
+from gsmooth_lightning.rounds import run_rounds
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.tasks.setup import prepare
@@ -79,13 +79,7 @@ def main() -> None:
 def cut(smoothed: SmoothedClassifier, threat: TransformationThreat, x: Tensor, image: int) -> list[Slice]:
     """The slices of an image, as certify=cover cuts them."""
     procedure = _Cover(CoverCertifier(), smoothed, threat, x, Stream(0, image), 0).slices()
-    try:
-        with workers(x.device) as run:
-            jobs = next(procedure)
-            while True:
-                jobs = procedure.send(run(jobs))
-    except StopIteration as ended:
-        return ended.value
+    return next(run_rounds([(image, procedure)], x.device, 1))[1]
 
 
 @torch.inference_mode()
