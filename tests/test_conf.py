@@ -94,6 +94,7 @@ OWN = {
     ("threat", "rotation_brightness"): ("transform=rotation_brightness", "law.sigma=[30,0.3]"),
     ("threat", "similarity"): ("transform=similarity",),
     ("threat", "motion_blur"): ("transform=motion_blur",),
+    ("threat", "defocus_brightness"): ("transform=defocus_brightness",),
 }
 """What a user must add to an option that is nothing by itself."""
 
