@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from scipy.special import ndtr
 from torch import nn
 
 from gsmooth_lightning.data import Digits
@@ -10,6 +11,7 @@ from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Gaussian
 from gsmooth_lightning.threat import TransformationThreat
 from gsmooth_lightning.transform import (
+    Brightness,
     Rotation,
     Scaling,
     Shear,
@@ -103,3 +105,23 @@ def linear_case(x, threat, steps, tilt, sigma, turned, **options):
     w = (coded[0] - coded[1]).flatten()
     network.w, network.b = w.double(), float(w.double() @ (coded[0] * (1 - tilt) + coded[1] * tilt).double().flatten())
     return smoothed
+
+
+def exact_p(smoothed, files):
+    """P(class 1) of a classifier of pixel noise, (n,)."""
+    network, sigma = smoothed.base, float(smoothed.noise.sigma)
+    theta = torch.zeros(len(files), smoothed.transform.dim)
+    y = smoothed.encode(files, theta).double().flatten(1) / smoothed.levels
+    return ndtr(((y @ network.w - network.b) / (network.w.norm() * sigma)).numpy())
+
+
+def exact_after(smoothed, files, rest):
+    """P(class 1) of a linear classifier under random brightness or contrast and pixel noise: exact, or by quadrature
+    over the law."""
+    network, sigma, s = smoothed.base, float(smoothed.noise.sigma), float(smoothed.law.sigma)
+    y, size = files.double().flatten(1), network.w.norm() * sigma
+    if isinstance(rest, Brightness):
+        return ndtr(((y @ network.w - network.b) / torch.hypot(size, s * network.w.sum())).numpy())
+    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+    values = (y @ network.w)[:, None] * torch.exp(torch.tensor(s * nodes)) - network.b
+    return (ndtr((values / size).numpy()) * weights).sum(1) / weights.sum()

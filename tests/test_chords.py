@@ -196,36 +196,33 @@ MIXED = [pair for pair in itertools.product(INTERPOLATIONS, repeat=2) if pair[0]
 
 
 @pytest.mark.parametrize(("mine", "theirs"), MIXED)
-def test_an_attacker_who_interpolates_otherwise(mine, theirs):
-    """The file by the threat's interpolation, the rest by the classifier's: bounded, or refused."""
+def test_an_attacker_who_interpolates_otherwise_is_refused(mine, theirs):
+    """The file by the threat's interpolation, the rest by the classifier's: the bend is of one of them."""
     smoothed, _ = case(Rotation, mine, [DiscVignette()])
-    threat = TransformationThreat(Rotation(theirs), -6.0, 6.0)
-    try:
-        ImageBound().check(smoothed, threat)
-    except UncertifiableError:
-        return
-    x = threat.prepare(images(9, 9)[:1])[0]
-    theta = draws(smoothed)
-    assert (attack(smoothed, threat, x, theta) <= bound(smoothed, threat, x, theta)).all()
+    with pytest.raises(UncertifiableError, match="same interpolation"):
+        ImageBound().check(smoothed, TransformationThreat(Rotation(theirs), -6.0, 6.0))
 
 
-@pytest.mark.parametrize("steps", [[], [DiscVignette(), LowPass(3)], [Glare()]])
+@pytest.mark.parametrize("steps", [[], [DiscVignette(), LowPass(3)]])
 def test_brightness_after_a_rotation(steps):
-    """Brightness that the edge cuts off counts, and dark images become bright: steps that are not linear see others
-    than without it, which is bounded, or refused."""
+    """Brightness that the edge cuts off counts, and dark images become bright."""
     psi = Composition([Rotation(), Brightness()])
     smoothed = SmoothedClassifier(nn.Flatten(), 10, psi, Preprocess(steps), Gaussian([6.0, 0.3]), Gaussian(0.5)).eval()
     threat = TransformationThreat(psi, [-5, -0.8], [5, 0.8], saved="real")
-    try:
-        ImageBound().check(smoothed, threat)
-    except UncertifiableError:
-        assert isinstance(steps[-1], Glare)
-        return
+    ImageBound().check(smoothed, threat)
     for x in images(7, 7):
         x, theta = threat.prepare(x[None])[0], draws(smoothed)
         angles, levels = torch.linspace(-5, 5, 41), torch.tensor([-0.8, 0.0, 0.8])
         found = defects(smoothed, threat, x, theta, torch.cartesian_prod(angles, levels).double())
         assert (found.amax(1) <= bound(smoothed, threat, x, theta)).all()
+
+
+def test_brightness_before_a_step_that_is_not_linear_is_refused():
+    """It sees other images than without brightness."""
+    psi = Composition([Rotation(), Brightness()])
+    smoothed = SmoothedClassifier(nn.Flatten(), 10, psi, Glare(), Gaussian([6.0, 0.3]), Gaussian(0.5)).eval()
+    with pytest.raises(UncertifiableError, match="linear preprocessing alone"):
+        ImageBound().check(smoothed, TransformationThreat(psi, [-5, -0.8], [5, 0.8], saved="real"))
 
 
 def test_files_that_are_changed_by_more():
@@ -370,29 +367,18 @@ def test_what_is_refused():
 
 
 def test_a_borders_mismatch_is_not_taken_for_black():
-    """A classifier that mirrors its borders under an attacker who leaves black: bounded, or refused."""
+    """A classifier that mirrors its borders under an attacker who leaves black."""
     mine = Translation("bilinear", "reflection")
     smoothed = SmoothedClassifier(nn.Flatten(), 10, mine, None, Gaussian(2.0), Gaussian(0.5)).eval()
-    threat = TransformationThreat(Translation(), -1, 1)
-    try:
-        ImageBound().check(smoothed, threat)
-    except UncertifiableError:
-        return
-    x, theta = threat.prepare(images(6, 6)[:1])[0], draws(smoothed)
-    assert (attack(smoothed, threat, x, theta) <= bound(smoothed, threat, x, theta)).all()
+    with pytest.raises(UncertifiableError, match="same interpolation and padding"):
+        ImageBound().check(smoothed, TransformationThreat(Translation(), -1, 1))
 
 
-def test_more_changes_of_finitely_many_files_are_covered_or_refused():
+def test_more_changes_of_finitely_many_files_are_refused():
     """threat.l2 with threat.step: the files that are tried are not all there are."""
-    smoothed, _, x = digit()
-    quiet = TransformationThreat(Rotation(), -6, 6, step=3.0)
-    more = TransformationThreat(Rotation(), -6, 6, step=3.0, l2=0.5)
-    try:
-        ImageBound().check(smoothed, more)
-    except UncertifiableError:
-        return
-    without, covered = (finish(ImageBound(16, 16).procedure(smoothed, t, x, Stream(0, 0))) for t in (quiet, more))
-    assert covered.value > without.value + 0.3
+    smoothed, _, _ = digit()
+    with pytest.raises(UncertifiableError, match="lists all attacks"):
+        ImageBound().check(smoothed, TransformationThreat(Rotation(), -6, 6, step=3.0, l2=0.5))
 
 
 def test_volume_in_16_bits_has_the_rounding_bound():

@@ -11,7 +11,7 @@ from scipy.special import ndtr
 from scipy.stats import binom
 from torch import nn
 
-from covers import Linear, digits, linear_case, visiting
+from covers import Linear, digits, exact_p, linear_case, visiting
 from gsmooth_lightning.certify import ABSTAIN, CoverCertifier
 from gsmooth_lightning.certify import cover as module
 from gsmooth_lightning.certify.cover import Slice, _Cover, _parts
@@ -103,7 +103,7 @@ def test_distance_is_a_share_where_units_differ():
 @pytest.mark.parametrize("margins", [1.0001, 1.7, 3.0, 8.0, 8.1, 1e6])
 def test_parts_are_at_least_two_and_share_edges(margins):
     low, high = torch.tensor([-0.1, 2.0]).double(), torch.tensor([0.7, 2.3]).double()
-    parts = _parts(low, high, margins)
+    parts = _parts(low, high, int((high - low).argmax()), margins)
     assert len(parts) >= 2
     assert parts[0][0][0] == low[0]
     assert parts[-1][1][0] == high[0]
@@ -238,14 +238,6 @@ def test_levels_of_the_tests_that_are_used():
 
 
 # ---------------------------------------------------------------- a classifier whose probabilities are known
-
-
-def exact_p(smoothed, files):
-    """P(class 1) of a classifier of pixel noise, (n,)."""
-    network, sigma = smoothed.base, float(smoothed.noise.sigma)
-    theta = torch.zeros(len(files), smoothed.transform.dim)
-    y = smoothed.encode(files, theta).double().flatten(1) / smoothed.levels
-    return ndtr(((y @ network.w - network.b) / (network.w.norm() * sigma)).numpy())
 
 
 CASES = [

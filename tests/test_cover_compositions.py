@@ -10,7 +10,7 @@ from scipy.integrate import quad
 from scipy.special import ndtr, ndtri
 from scipy.stats import norm
 
-from covers import digits, linear_case, visiting
+from covers import digits, exact_after, linear_case, visiting
 from gsmooth_lightning.certify import ABSTAIN, CoverCertifier
 from gsmooth_lightning.certify.cover import afterwards
 from gsmooth_lightning.error.rounding import TAIL
@@ -65,18 +65,6 @@ def test_contrast_stretches_the_movement():
         needed = certifier.threshold(smoothed, threat, stretch * movement, 0.0)
         if needed < 1:
             assert contrast_left(ndtri(needed), k, s, movement) > 0.5
-
-
-def exact_after(smoothed, files, rest):
-    """P(class 1) of a linear classifier under random brightness or contrast and pixel noise: exact, or by quadrature
-    over the law."""
-    network, sigma, s = smoothed.base, float(smoothed.noise.sigma), float(smoothed.law.sigma)
-    y, size = files.double().flatten(1), network.w.norm() * sigma
-    if isinstance(rest, Brightness):
-        return ndtr(((y @ network.w - network.b) / torch.hypot(size, s * network.w.sum())).numpy())
-    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
-    values = (y @ network.w)[:, None] * torch.exp(torch.tensor(s * nodes)) - network.b
-    return (ndtr((values / size).numpy()) * weights).sum(1) / weights.sum()
 
 
 @pytest.mark.parametrize("l2", [0.0, 0.2])

@@ -2,14 +2,22 @@
 
 import itertools
 import math
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from conftest import SMALL, one_sentence, records, run_main
-from covers import digits, linear_case, visiting
-from gsmooth_lightning.certify import ABSTAIN, AdditiveCertifier, CoverCertifier, EnumerationCertifier, JointCertifier
+from covers import digits, exact_after, exact_p, linear_case, visiting
+from gsmooth_lightning.certify import (
+    ABSTAIN,
+    AdditiveCertifier,
+    CoverCertifier,
+    EnumerationCertifier,
+    JointCertifier,
+    cover,
+)
 from gsmooth_lightning.certify.cover import _Cover
 from gsmooth_lightning.error import ImageBound
 from gsmooth_lightning.errors import RequestError, UncertifiableError
@@ -17,6 +25,7 @@ from gsmooth_lightning.plans import FixedN
 from gsmooth_lightning.preprocess import DiscVignette, LowPass
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Gaussian, Uniform
+from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.threat import TransformationThreat
 from gsmooth_lightning.transform import (
     Brightness,
@@ -33,8 +42,7 @@ from gsmooth_lightning.transform import (
     ZoomBlur,
 )
 from gsmooth_lightning.transform.function import jpeg
-from test_cover import exact_p
-from test_cover_compositions import exact_after
+from plans import finish
 
 
 def fade(image, theta):
@@ -52,7 +60,7 @@ CASES = {
     "zoom blur": (ZoomBlur(5), [0.0], [1.0], None),
     "motion blur": (MotionBlur(5), [0.0, -0.1], [1.0, 0.3], None),
     "defocus": (Defocus(), [0.0], [4.0], None),
-    "aliased defocus": (Defocus(0.5, 0.5), [0.0], [4.0], None),
+    "defocus with a sharp edge": (Defocus(0.5), [0.0], [4.0], None),
     "pixelation": (Pixelate(), [0.0], [0.85], None),
     "glass blur": (GLASS, [0.0], [5.0], None),
     "function": (FADE, [0.0], [0.9], None),
@@ -345,3 +353,49 @@ def test_the_command_refuses_in_one_sentence(name, change, words, checkpoint, he
         "certify", *VISITS, f"transform={name}", f"threat={name}", *change, f"checkpoint={checkpoint}", "store=no"
     )
     one_sentence(ended, *words)
+
+
+OWN = """
+def faded(image, theta):
+    return image * (1 - {share} * theta)
+
+def moved(image, low, high):
+    return image.double().norm() * (high - low)[:, 0] / 2 * (1 + 1e-6)
+"""
+
+
+def test_a_changed_function_does_not_go_on_with_the_old_store(checkpoint, here, monkeypatch):
+    """The movement bound may be false for the new one, and finished images would not be done again."""
+    monkeypatch.syspath_prepend(str(here))
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    path = "transform.function.path=faded_for_a_test.faded"
+    bound = ("+transform.movement._target_=hydra.utils.get_method", "+transform.movement.path=faded_for_a_test.moved")
+    command = (*VISITS, "transform=function", "threat=function", "threat.step=null", "threat.high=0.3", path, *bound)
+    for share, code in ((1, 0), (3, 2)):
+        (here / "faded_for_a_test.py").write_text(OWN.format(share=share))
+        sys.modules.pop("faded_for_a_test", None)
+        ended = run_main("certify", *command, f"checkpoint={checkpoint}", "store=own")
+        assert (ended.code, ended.error) == (code, None), ended.err
+    assert "own code" in ended.err
+    sys.modules.pop("faded_for_a_test")
+
+
+@pytest.mark.parametrize(
+    "psi",
+    [Function(lambda image, theta: image * 0 + 0.5, ["share"]), Defocus(alias=0.5)],
+    ids=["grey", "blurred"],
+)
+def test_what_does_not_begin_with_the_image_is_refused(psi):
+    """The middles of slices would be certified, and the image itself, at which the class was chosen, would not."""
+    (x,) = digits(3)
+    threat = TransformationThreat(psi, 0, 0.3, step=0.1)
+    with pytest.raises((UncertifiableError, RequestError), match="0"):
+        finish(CoverCertifier(16, 64).procedure(visiting(), threat, x, Stream(0, 0)))
+
+
+def test_a_range_with_too_many_slices_says_so(monkeypatch):
+    monkeypatch.setattr(cover, "MOST_SLICES", 3)
+    (x,) = digits(3)
+    smoothed, threat = visiting(base=Always()), TransformationThreat(RotationalBlur(), 0, 60)
+    found = finish(CoverCertifier(16, 64).procedure(smoothed, threat, x, Stream(0, 0)))
+    assert (found.prediction, found.details["left"]) == (ABSTAIN, cover.LEFT)

@@ -323,7 +323,7 @@ def test_bounds_of_real_digits_are_tight(filters):
 @pytest.mark.parametrize(
     ("smoothed", "threat", "words"),
     [
-        (*case(Rotation, interpolation="bicubic"), "bicubic.*error.maximum=chords"),
+        (*case(Rotation, interpolation="bicubic"), "bicubic.*error.search=chords"),
         (
             SmoothedClassifier(nn.Flatten(), 10, Translation(padding="reflection"), None, Gaussian(1.0), Gaussian(0.5)),
             TransformationThreat(Translation(padding="reflection"), -1, 1),

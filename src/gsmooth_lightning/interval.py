@@ -21,7 +21,7 @@ def check_interpolation(interpolation: str, padding: str) -> None:
     if interpolation not in ("nearest", "bilinear"):
         raise UncertifiableError(
             f"intervals pass only through kernels without negative weights, and {interpolation} interpolation has "
-            "some; use error.maximum=chords, or interpolation=bilinear"
+            "some; use error.search=chords, or interpolation=bilinear"
         )
     if padding != "black":
         raise UncertifiableError(

@@ -53,7 +53,9 @@ class Threat(ABC):
     def inputs(self) -> str:
         """What the numbers of an input are, for tables."""
         low, high, _ = SAVED[self.saved]
-        return {"16bit": "samples", "real": "values"}.get(self.saved, "pixels") + f" in [{low}, {high}]"
+        if self.saved == "real":
+            return "values as the data have them; attacked files are not clipped"
+        return ("samples" if self.saved == "16bit" else "pixels") + f" in [{low}, {high}]"
 
     def prepare(self, x: Tensor) -> Tensor:
         """The clean inputs of this threat, (n, c, h, w) images or (n, c, t) waveforms: enlarged, clamped, saved.

@@ -30,9 +30,7 @@ from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.threat import Threat, TransformationThreat
 from gsmooth_lightning.transform import (
     Brightness,
-    BrightnessContrast,
     Composition,
-    Contrast,
     Function,
     Identity,
     Mover,
@@ -40,9 +38,7 @@ from gsmooth_lightning.transform import (
     Transform,
     same,
 )
-
-AFTER = (Brightness, Contrast, BrightnessContrast)
-"""What may come after the transformation that is covered, smoothed over by a law of its own."""
+from gsmooth_lightning.transform.compose import AFFINE, VISITED
 
 GRIDDED = (
     "the function was tried at the middles of a grid's cells, without a bound of how far it moves images in between"
@@ -54,6 +50,9 @@ AT_ONCE = 16
 
 MOST_SLICES = 20_000
 """How many slices an image may need before it is left."""
+
+LEFT = f"the range needs more than {MOST_SLICES:,} slices; raise noise.sigma or certify.margins, or narrow the threat"
+"""What a certificate says that was left for it."""
 
 ERROR_STEP = 0.02
 """Errors are rounded up to multiples of it, so that few tests have to be computed."""
@@ -94,8 +93,8 @@ def covered(threat: Threat) -> tuple[Transform, Transform]:
         raise UncertifiableError("pixel threats have no parameters to cover; use certify=direct")
     transform = threat.transform
     first, *rest = transform.parts if isinstance(transform, Composition) else (transform,)
-    visited = isinstance(first, Mover | Stepwise | Function) or threat.step is not None
-    if not visited or len(rest) > 1 or not all(isinstance(part, AFTER) for part in rest):
+    visited = isinstance(first, VISITED) or threat.step is not None
+    if not visited or len(rest) > 1 or not all(isinstance(part, AFFINE) for part in rest):
         raise UncertifiableError(
             "covered are rotation, translation, scaling, shear, blurs (not the Gaussian one), pixelation and your own "
             "function, each alone or with brightness or contrast after it; use certify=direct or joint"
@@ -164,8 +163,8 @@ class CoverCertifier(Certifier):
         if not same(smoothed.transform, rest):
             raise UncertifiableError(
                 f"the cover certificate visits the parameters of {first.name} and draws those of {rest.name}, but the "
-                f"classifier is smoothed over {smoothed.transform.name}; use law=none, or law=product whose first part "
-                "is null"
+                f"classifier is smoothed over {smoothed.transform.name}; use law="
+                + ("product, whose first part is null" if rest.dim else "none")
             )
         if not isinstance(smoothed.noise, Gaussian) or smoothed.noise.cholesky is not None:
             raise UncertifiableError("the cover certificate needs Gaussian pixel noise; use noise=gaussian")
@@ -210,6 +209,7 @@ class CoverCertifier(Certifier):
         self, smoothed: SmoothedClassifier, threat: Threat, x: Tensor, stream: Stream
     ) -> Generator[Any, Any, Certificate]:
         assert isinstance(threat, TransformationThreat)
+        check_start(threat, x)
         top, selection = yield from self.plans[0].choose(partial(smoothed.sample, x, stream))
         cover = _Cover(self, smoothed, threat, x, stream, top)
         cover.spent = smoothed.evaluations(0, self.n0)
@@ -225,7 +225,9 @@ class CoverCertifier(Certifier):
             n=int(cover.counts.sum()),
             seed=stream.seed,
             evaluations=cover.spent,
-            details={"slices": cover.tested, "slack": cover.slack} | ({"rests_on": GRIDDED} if cover.gridded else {}),
+            details={"slices": cover.tested, "slack": cover.slack}
+            | ({"rests_on": GRIDDED} if cover.gridded else {})
+            | ({"left": LEFT} if cover.left else {}),
         )
 
 
@@ -234,6 +236,7 @@ class _Cover:
 
     Attributes:
         limit: least radius at which a slice has failed.
+        left: whether a box needed more than MOST_SLICES.
         gridded: whether slices are cells of a grid, of which the middles alone are known.
         tested: of each slice (ends, error in sigma, depth, pA needed, votes for the class, draws, passed).
     """
@@ -256,7 +259,7 @@ class _Cover:
         self.stretch, self.rounding = afterwards(smoothed, threat, rest, x) if rest.dim else (1.0, 0.0)
         self.needed = cache(partial(certifier.threshold, smoothed, threat, slack=self.slack))  # of few errors
         self.counts: Counts = np.zeros(smoothed.classes + 1)
-        self.limit, self.spent = math.inf, 0
+        self.limit, self.spent, self.left = math.inf, 0, False
         self.tested: list[list[Any]] = []
 
     def visit(self) -> Generator[Any, Any, None]:
@@ -308,14 +311,16 @@ class _Cover:
     def cut(self, low: Tensor, high: Tensor, depth: int) -> Generator[Any, Any, list[Slice]]:
         """Slices of a box within which gamma moves the pixels by at most the margin of this depth, by distance from 0.
 
-        None when there would be more than MOST_SLICES: the box then fails.
+        None where there would be more than MOST_SLICES: the box then fails.
         """
         margin = self.certifier.margins[depth] * self.sigma / self.stretch
+        ends = zip(self.threat.highs, self.threat.lows, strict=True)
+        width = torch.tensor([b - a for b, a in ends], dtype=torch.float64, device=low.device)[: len(low)]
         slices: list[Slice] = []
         pieces = [(low, high)]
         while pieces:
             if len(slices) + len(pieces) > MOST_SLICES:
-                self.limit = min(self.limit, self.near(low, high))
+                self.limit, self.left = min(self.limit, self.near(low, high)), True
                 return []
             lows, highs = (torch.stack(ends) for ends in zip(*pieces, strict=True))
             moved = partial(movements, self.smoothed, self.threat, self.first, self.x)
@@ -325,7 +330,7 @@ class _Cover:
                 if moves <= margin:
                     slices.append(Slice(a, b, self.error(moves + fixed), self.near(a, b), depth))
                 else:
-                    pieces += _parts(a, b, moves / margin)
+                    pieces += _parts(a, b, int(((b - a) / width.clamp_min(1e-300)).argmax()), moves / margin)
         return sorted(slices, key=lambda s: s.near)
 
     def near(self, low: Tensor, high: Tensor) -> float:
@@ -393,6 +398,23 @@ class _Cover:
         return n == 0 or bool(clopper_pearson_upper(count, n, HOPELESS) > self.needed(max(0.0, s.error - saved)))
 
 
+def check_start(threat: TransformationThreat, x: Tensor) -> None:
+    """The clean image is a slice's: the parameter 0 leaves it alone, but for the rounding of floats that a mover's
+    departure covers; the file of a user's function is the image itself.
+
+    Raises:
+        UncertifiableError: it does not.
+    """
+    first, _ = covered(threat)
+    start = first(x[None], torch.zeros(1, first.dim, device=x.device))[0]
+    alone = torch.equal(threat.save(start), x) if isinstance(first, Function) else (start - x).abs().max() <= 1e-5
+    if not alone:
+        raise UncertifiableError(
+            f"{first.name} at 0 is not the image itself, so that what is covered does not contain it; change its "
+            "options or its parameters so that 0 leaves every image alone"
+        )
+
+
 def afterwards(
     smoothed: SmoothedClassifier, threat: TransformationThreat, rest: Transform, x: Tensor
 ) -> tuple[float, float]:
@@ -410,9 +432,9 @@ def afterwards(
     return stretch, 2 * file_rounding(smoothed, TransformationThreat(rest, lows, highs, saved="real"), largest)
 
 
-def _parts(low: Tensor, high: Tensor, margins: float) -> list[tuple[Tensor, Tensor]]:
-    """A box cut along its longest axis, by how many margins it moves the image."""
-    axis, number = int((high - low).argmax()), 2 if margins > FAR else math.ceil(1.15 * margins)
+def _parts(low: Tensor, high: Tensor, axis: int, margins: float) -> list[tuple[Tensor, Tensor]]:
+    """A box cut along an axis, by how many margins it moves the image."""
+    number = 2 if margins > FAR else math.ceil(1.15 * margins)
     ends = torch.linspace(float(low[axis]), float(high[axis]), number + 1, dtype=torch.float64).tolist()
     parts = []
     for a, b in itertools.pairwise(ends):

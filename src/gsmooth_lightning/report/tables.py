@@ -1,5 +1,6 @@
 """Tables of what was certified, and what it means."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -126,9 +127,16 @@ def certificate_rows(
         "threat": threat.describe(),
         "guarantee": "; ".join(f"{g}: {MEANING[g]}" for g in guarantee),
         **rests_on(records),
+        **left_rows(records),
         "intervals": INTERVALS,
     }
     return rows
+
+
+def left_rows(records: Sequence[Record]) -> dict[str, str]:
+    """Why certificates were left unfinished, and how many."""
+    reasons = Counter(r["details"]["left"] for r in records if "left" in r.get("details", {}))
+    return {"left": "; ".join(f"{n} images: {reason}" for reason, n in reasons.items())} if reasons else {}
 
 
 def attack_rows(records: Sequence[Record], certificates: Sequence[Record], attack: str) -> dict[str, str]:
@@ -145,16 +153,20 @@ def attack_rows(records: Sequence[Record], certificates: Sequence[Record], attac
         common = [r for r in records if r["index"] in by_index]
         if any(r["input"] != by_index[r["index"]]["input"] for r in common):
             raise RequestError("the attack and the certificates are of other images; report them apart")
-        broken = sum(contradictions(r, by_index[r["index"]]) > 0 for r in common)
-        rows[f"certificates contradicted by the attack ({attack})"] = f"{broken} of {len(common)} attacked"
+        broken, flipped = (
+            sum(contradictions(r, by_index[r["index"]], chance) > 0 for r in common) for chance in (CHANCE, 1.0)
+        )
+        more = f"; {flipped} by most votes, which chance explains" if flipped > broken else ""
+        rows[f"certificates contradicted by the attack ({attack})"] = f"{broken} of {len(common)} attacked{more}"
     return rows
 
 
-def contradictions(attacked: Record, certificate: Record) -> int:
+def contradictions(attacked: Record, certificate: Record, chance: float = CHANCE) -> int:
     """Attacks inside a certified radius that changed the smoothed prediction; an attack's parameters are float32.
 
-    The classifier is seen through n votes: another class must lead by so many, d, that exp(-d^2 / 2n) <= CHANCE, which
-    bounds how probable that is while the certified class is ahead (Hoeffding). Stores without votes have predictions.
+    The classifier is seen through n votes: another class must lead by so many, d, that exp(-d^2 / 2n) <= chance, which
+    bounds for each class how probable that is while the certified one is ahead (Hoeffding): 55 of 128 votes at 1e-5.
+    At chance = 1, and in stores without votes, the predictions decide.
     """
     kept = certificate["prediction"]
     if kept == -1:
@@ -163,7 +175,7 @@ def contradictions(attacked: Record, certificate: Record) -> int:
     if "votes" in attacked:
         votes = np.array(attacked["votes"])
         lead = np.delete(votes, kept, 1).max(1) - votes[:, kept]
-        changed &= np.exp(-(lead**2) / (2 * np.ceil(votes.sum(1)))) <= CHANCE
+        changed &= np.exp(-(lead**2) / (2 * np.ceil(votes.sum(1)))) <= chance
     return int((changed & (np.array(attacked["distances"]) <= certificate["radius"] * (1 + 1e-6))).sum())
 
 

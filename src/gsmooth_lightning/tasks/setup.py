@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import platform
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.lit import ImageDataModule
 from gsmooth_lightning.model import file_hash, fused, load_weights
 from gsmooth_lightning.smoothed import LEVELS, SAMPLE_LEVELS, SmoothedClassifier
-from gsmooth_lightning.threat import Threat
+from gsmooth_lightning.threat import Threat, TransformationThreat
+from gsmooth_lightning.transform import Function
 
 CLASSIFIER = ("data", "model", "transform", "preprocess", "law", "noise", "threat", "seed")
 """Groups that decide what the smoothed classifier is and what is done to it."""
@@ -171,6 +173,25 @@ def identity_of(cfg: DictConfig, groups: tuple[str, ...]) -> dict[str, Any]:
     return identity
 
 
+LIBRARIES = ("gsmooth_lightning", "torch", "torchvision", "torchaudio", "timm")
+"""Packages whose versions or names a run's identity holds."""
+
+
+def own_code(threat: Threat, network: nn.Module) -> dict[str, dict[str, str]]:
+    """Hashes of the user's own Python files that decide results: of functions that are certified, and of networks."""
+    parts = list(network.modules())
+    if isinstance(threat, TransformationThreat):
+        parts += threat.transform.modules()
+    used: list[Any] = [type(part) for part in parts]
+    used += [own for part in parts if isinstance(part, Function) for own in (part.function, part.bound) if own]
+    names = {getattr(own, "__module__", "") for own in used}
+    files = {name: getattr(sys.modules.get(name), "__file__", None) for name in names}
+    own = {
+        name: file_hash(file) for name, file in sorted(files.items()) if file and name.split(".")[0] not in LIBRARIES
+    }
+    return {"own code": own} if own else {}
+
+
 def run_folder(cfg: DictConfig, command: str, identity: dict[str, Any]) -> Path:
     """Where results go: store=..., or a folder named after what they depend on."""
     return Path(
@@ -236,6 +257,7 @@ def prepare(cfg: DictConfig, command: str, groups: tuple[str, ...], with_network
         "backend": backend,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "versions": versions(),
+        **own_code(threat, network),
     }
     return Run(cfg, run_folder(cfg, command, identity), identity, smoothed, threat, data, trainer)
 

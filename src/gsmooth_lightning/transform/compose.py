@@ -21,6 +21,7 @@ COMMUTE: tuple[frozenset[type[Resolvable]], ...] = tuple(
 """Pairs whose order does not matter: averages and moves of pixels, with affine changes of every pixel alike."""
 
 AFFINE = (Brightness, Contrast, BrightnessContrast)
+"""What may come after a transformation that certify=cover visits, smoothed over by a law of its own."""
 
 VISITED = (Mover, Stepwise, Function)
 """What certify=cover visits; it may stand before changes of brightness and contrast."""

@@ -120,7 +120,13 @@ class Warp(Resolvable, Mover):
         return columns - dx - error, columns + dx + error, rows - dy - error, rows + dy + error
 
     def check_movement(self) -> None:
-        self.bending(*torch.zeros(2, 1, self.dim))
+        try:
+            self.bending(*torch.zeros(2, 1, self.dim))
+        except UncertifiableError as failure:
+            raise UncertifiableError(
+                f"no bound is known of how {self.name} moves pixels between two parameters; list them by threat.step, "
+                "or use certify=joint"
+            ) from failure
         if self.interpolation == "nearest":
             raise UncertifiableError(
                 "under nearest interpolation pixels jump however narrow a slice is; use interpolation=bilinear"

@@ -9,7 +9,7 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
-from gsmooth_lightning.errors import RequestError
+from gsmooth_lightning.errors import RequestError, check_whole
 from gsmooth_lightning.transform.base import Stepwise, check_images
 
 
@@ -98,6 +98,7 @@ class GlassBlur(Stepwise):
 
     def __init__(self, severities: Sequence[Sequence[float]] = SEVERITIES, seed: int = 0):
         super().__init__()
+        check_whole("transform", seed=(seed, 0))
         self.severities = [tuple(row) for row in severities]
         for row in self.severities or [()]:
             positive = len(row) == 3 and all(isinstance(v, int | float) and 0 < v < math.inf for v in row)
