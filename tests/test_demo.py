@@ -9,10 +9,15 @@ import torch
 from hydra import compose, initialize_config_module
 from nbclient import NotebookClient
 
+from gsmooth_lightning.certify import CoverCertifier
 from gsmooth_lightning.certify.store import read
 from gsmooth_lightning.data import Digits
 from gsmooth_lightning.model import SmallCNN
+from gsmooth_lightning.smoothed import SmoothedClassifier
+from gsmooth_lightning.smoothing import Gaussian
 from gsmooth_lightning.tasks.demo import demo
+from gsmooth_lightning.threat import TransformationThreat
+from gsmooth_lightning.transform import Function
 
 ROOT = Path(__file__).parent.parent
 
@@ -94,8 +99,22 @@ def test_readme_certifies_your_own_model_in_ten_lines():
     for block in blocks:
         scope = {"model": SmallCNN(), "images": images}
         exec(compile(block, "README.md", "exec"), scope)
+        if "def fading" in block:
+            certify_function(scope)
+            continue
         assert scope["certificate"].guarantee in ("sound", "heuristic")
         assert scope["certificate"].n == 1000
+
+
+def certify_function(scope):
+    """The README's function of the user's, with its movement bound."""
+    fading = Function(scope["fading"], ["share"], movement=scope["moved"])
+    smoothed = SmoothedClassifier(scope["model"].eval(), 10, noise=Gaussian(0.5), block=16)
+    threat, certifier = TransformationThreat(fading, 0, 0.01), CoverCertifier(16, 64)
+    certifier.check(smoothed, threat)
+    ((_, certificate),) = certifier.certify(smoothed, threat, [(0, scope["images"][0])])
+    assert certificate.guarantee == "sound"
+    assert len(certificate.details["slices"]) > 0
 
 
 def test_notebook_runs_and_shows_the_picture(tmp_path):

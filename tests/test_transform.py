@@ -16,8 +16,10 @@ from gsmooth_lightning.transform import (
     Additive,
     Brightness,
     BrightnessContrast,
+    Composition,
     Contrast,
     CyclicTranslation,
+    Function,
     Gamma,
     GaussianBlur,
     Resolvable,
@@ -25,6 +27,7 @@ from gsmooth_lightning.transform import (
     Transform,
     Volume,
 )
+from gsmooth_lightning.transform.compose import VISITED
 
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -113,14 +116,17 @@ class TestContract:
 
     def test_shapes_and_names(self, option):
         transform, x = self.parts(option)
-        assert transform(x, torch.ones(4, transform.dim)).shape == x.shape
+        assert transform(x, torch.full((4, transform.dim), 0.5)).shape == x.shape
         assert transform.name
         assert len(transform.units) == transform.dim
         assert all(transform.units)
 
     def test_exact_transforms_compose_and_others_demonstrably_do_not(self, option):
         transform, x = self.parts(option)
-        assert isinstance(transform, Resolvable)
+        parts = transform.parts if isinstance(transform, Composition) else (transform,)
+        if not all(isinstance(part, Resolvable) for part in parts):
+            assert isinstance(parts[0], VISITED)  # by certify=cover, which asks no equation
+            return
         size = SIZE.get(option.stem, 1)
         alpha = torch.tensor([0.13, 0.01, 0.4, 0.02])[:, None].repeat(1, transform.dim) * size
         beta = torch.tensor([0.21, 0.37, 0.05, 0.01])[:, None].repeat(1, transform.dim) * size
@@ -139,7 +145,11 @@ class TestContract:
         transform, x = self.parts(option)
         x[0, 0, 0] = 0  # black pixels too
         x.requires_grad_(True)
-        transform(x, torch.full((4, transform.dim), 0.3 * SIZE.get(option.stem, 1))).sum().backward()
+        out = transform(x, torch.full((4, transform.dim), 0.3 * SIZE.get(option.stem, 1)))
+        if isinstance(transform, Function):  # JPEG, which has none
+            assert not out.requires_grad
+            return
+        out.sum().backward()
         assert x.grad is not None
         assert torch.isfinite(x.grad).all()
         assert x.grad.abs().max() > 0
