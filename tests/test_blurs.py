@@ -17,6 +17,7 @@ from gsmooth_lightning.preprocess import RectangleVignette
 from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.threat import TransformationThreat
 from gsmooth_lightning.transform import Defocus, MotionBlur, RotationalBlur, ZoomBlur
+from pictures import hostile
 from plans import finish
 
 MOVERS = {
@@ -33,16 +34,9 @@ MOVERS = {
 
 
 def images(h, w, channels=1):
-    """Noise, a checkerboard, sparse black and white, one bright pixel, and a digit."""
-    random = np.random.default_rng(h * w)
-    noise = random.random((channels, h, w))
-    board = np.broadcast_to(np.indices((h, w)).sum(0) % 2, (channels, h, w))
-    sparse = (random.random((channels, h, w)) < 0.2).astype(float)
-    spot = np.zeros((channels, h, w))
-    spot[:, h // 2, w // 2] = 1
-    plain = torch.tensor(np.stack([noise, board, sparse, spot])).float()
+    """Hostile images and a digit."""
     digit = digits(3)[:, :, 2 : 2 + h, 2 : 2 + w].expand(1, channels, -1, -1)
-    return torch.cat([plain, digit])
+    return torch.cat([hostile(h, w, channels), digit])
 
 
 # ---------------------------------------------------------------- against scipy

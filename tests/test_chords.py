@@ -1,6 +1,5 @@
 """The maximum over gamma by chords: bounds against attackers who search gamma on real files, and against intervals."""
 
-import gzip
 import itertools
 
 import numpy as np
@@ -8,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import ROOT
-from gsmooth_lightning.data import CIFAR10, Digits
+import attackers
+from attackers import attack, bound, chords_are_near, defects, draws, whole
+from covers import images
+from gsmooth_lightning.data import Digits
 from gsmooth_lightning.error import DistributionBound, ImageBound, chords, sampled
 from gsmooth_lightning.error.base import pair_norms
 from gsmooth_lightning.error.interval import interval_defects
@@ -31,11 +32,11 @@ from gsmooth_lightning.transform import (
     Volume,
 )
 from gsmooth_lightning.transform.geometric import INTERPOLATIONS
+from pictures import real_images
 from plans import finish
 from steps import SoftClip
 
-MNIST = ROOT.parent / "shared" / "data" / "mnist" / "t10k-images-idx3-ubyte.gz"
-CIFAR = ROOT / "data" / "CIFAR10"
+REAL = real_images()
 LIMITS = {Rotation: 6.0, Scaling: 0.1, Shear: 0.1, Translation: 0.6}
 
 
@@ -57,72 +58,9 @@ FILTERS = {
 }
 
 
-def images(h, w, channels=1, least=0.0):
-    """Noise, a checkerboard and a bright disc, between least and 1."""
-    random = np.random.default_rng(h + w)
-    noise = random.random((channels, h, w))
-    board = np.broadcast_to(np.indices((h, w)).sum(0) % 2, (channels, h, w))
-    y, x = np.indices((h, w)) - np.array([(h - 1) / 2, (w - 1) / 2]).reshape(2, 1, 1)
-    spot = np.broadcast_to(np.exp(-((x - 1) ** 2 + (y + 0.5) ** 2) / (0.1 * h * w)), (channels, h, w))
-    return least + (1 - least) * torch.tensor(np.stack([noise, board, spot])).float()
-
-
-def case(transform, interpolation="bilinear", steps=(), saved="8bit", sigma=0.5, limit=None, law=None):
-    """A smoothed classifier without a network worth the name, and the threat of its transformation."""
-    limit = limit or LIMITS[transform]
-    psi, noise = transform(interpolation), Gaussian(sigma)
-    smoothed = SmoothedClassifier(
-        nn.Flatten(), 10, psi, Preprocess(list(steps)), Gaussian(law or limit), noise, block=8
-    )
-    return smoothed.eval(), TransformationThreat(transform(interpolation), -limit, limit, saved=saved)
-
-
-def whole(smoothed, x):
-    return torch.ones(1, *smoothed.encoded_shape(x), dtype=torch.bool)
-
-
-def bound(smoothed, threat, x, theta, masks=None, **options):
-    """`chord_norms` to its end, (n, parts)."""
-    masks = whole(smoothed, x) if masks is None else masks
-    return finish(chords.chord_norms(smoothed, threat, x, theta, masks, **options))
-
-
-def defects(smoothed, threat, x, theta, gammas, masks=None):
-    """Defects of real files, (theta, gamma, parts), without the step that `pair_norms` adds for the batch."""
-    masks = whole(smoothed, x) if masks is None else masks
-    files = threat.apply(x.expand(len(gammas), *x.shape), gammas.float())
-    pairs = files.repeat(len(theta), 1, 1, 1), gammas.float().double().repeat(len(theta), 1)
-    norms = pair_norms(smoothed, x, *pairs, theta.repeat_interleave(len(gammas), 0), masks)
-    step = torch.cat([smoothed.noise.gauge(mask[None] / smoothed.levels) for mask in masks])
-    return norms.view(len(theta), len(gammas), len(masks)) - step
-
-
-def attack(smoothed, threat, x, theta, masks=None, points=41):
-    """The largest defects found, (n, parts): a grid with the ends, whole numbers and halves of gamma and theta + gamma
-    and their neighbours, then nearer and nearer to the worst."""
-    dim = theta.shape[1]
-    low, high = (torch.tensor(ends, dtype=torch.float64) for ends in (threat.lows, threat.highs))
-    side = points if dim == 1 else max(3, round(points ** (1 / dim)))
-    axes = [torch.linspace(0, 1, side, dtype=torch.float64)] * dim
-    gammas = low + (high - low) * torch.cartesian_prod(*axes).reshape(-1, dim)
-    lines = torch.cat([torch.arange(-2, 2.5, 0.5, dtype=torch.float64)[:, None] - t for t in (0 * theta[:1], *theta)])
-    lines = torch.cat([lines - 1e-6, lines, lines + 1e-6])
-    gammas = torch.cat([gammas, lines.clamp(low, high).unique(dim=0)])
-    best, random = torch.zeros(len(theta), 1, dtype=torch.float64), torch.Generator().manual_seed(7)
-    for reach in (0.05, 0.005, 0.0005):
-        found = defects(smoothed, threat, x, theta, gammas, masks)
-        best = torch.maximum(best, found.amax(1))
-        near = gammas[found.amax((0, 2)).topk(6).indices].repeat(6, 1)
-        moved = near + reach * (high - low) * torch.randn(near.shape, generator=random, dtype=torch.float64)
-        gammas = torch.minimum(torch.maximum(moved, low), high)
-    return torch.maximum(best, defects(smoothed, threat, x, theta, gammas, masks).amax(1))
-
-
-def draws(smoothed, n=3, seed=0):
-    """Angles of the law, and one far in its tail."""
-    random = np.random.default_rng(seed).normal(size=(n, smoothed.transform.dim))
-    random[-1] *= 4
-    return torch.tensor(random) * smoothed.law.sigma
+def case(transform, *options, limit=None, **more):
+    """A case of `attackers`, with the range in LIMITS unless there is another."""
+    return attackers.case(transform, limit or LIMITS[transform], *options, **more)
 
 
 # ---------------------------------------------------------------- attacked
@@ -136,7 +74,8 @@ def test_no_gamma_exceeds_the_bound(transform, interpolation, filters):
     formats = ("8bit", "float", "real") if filters in ("nothing", "soft clip") else ("8bit",)
     for saved in formats:
         smoothed, threat = case(transform, interpolation, FILTERS[filters], saved)
-        for x in images(6, 6, least=-1.0 if saved == "real" else 0.0)[: 2 if transform is Translation else 3]:
+        for x in images(6, 6)[: 2 if transform is Translation else 3]:
+            x = 2 * x - 1 if saved == "real" else x
             x = threat.prepare(x[None])[0]
             theta = draws(smoothed, 2 if transform is Translation else 3)
             proved = bound(smoothed, threat, x, theta)
@@ -290,25 +229,9 @@ def test_a_ceiling_saves_evaluations_and_stays_a_bound(monkeypatch):
     assert count[0] < spent
 
 
-@pytest.mark.parametrize("name", ["mnist", "cifar"])
+@pytest.mark.parametrize("name", REAL)
 def test_near_the_largest_defect_of_real_images(name):
-    """Within 1.5 of what a dense search finds, with the low-pass that is used for them."""
-    if name == "mnist":
-        if not MNIST.exists():
-            pytest.skip("needs the real MNIST in ../shared/data, which only the developers' machines have")
-        with gzip.open(MNIST) as file:
-            x = torch.tensor(np.frombuffer(file.read(16 + 784)[16:], np.uint8).reshape(1, 28, 28) / 255).float()
-    else:
-        if not CIFAR.exists():
-            pytest.skip("needs the real CIFAR-10 in ../shared/data, which only the developers' machines have")
-        x = CIFAR10(str(CIFAR)).split("test", 10)[0][0]
-    smoothed, threat = case(Rotation, steps=[DiscVignette(), LowPass(5)], limit=5.0, law=15.0)
-    theta = draws(smoothed, 4)
-    found, proved = attack(smoothed, threat, x, theta), bound(smoothed, threat, x, theta)
-    assert (proved >= found).all()
-    slack = 1.25 * len(x) ** 0.5 * x.shape[1] / 255  # the worst rounding of a file: half a step a pixel, over sigma
-    assert (proved <= 1.2 * found + slack).all()
-    assert proved.max() <= 1.5 * found.max()
+    chords_are_near(REAL[name])
 
 
 # ---------------------------------------------------------------- the option

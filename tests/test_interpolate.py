@@ -16,6 +16,7 @@ from gsmooth_lightning.transform import Rotation, Scaling, Shear, Similarity, Tr
 from gsmooth_lightning.transform import interpolate as bounds
 from gsmooth_lightning.transform.geometric import INTERPOLATIONS
 from gsmooth_lightning.transform.interpolate import bends, rounding_shift, shifts
+from pictures import hostile
 
 CASES = {Rotation: 25.0, Scaling: 0.4, Shear: 0.5, Translation: 2.5}
 WIDTHS = (1e-6, 0.01, 0.1, 0.7)
@@ -25,17 +26,6 @@ FUZZ = 1e-12
 """Of the tests' own interpolation in float64."""
 
 ALL_SEEN = torch.ones(8, 8, dtype=torch.bool)
-
-
-def images(h, w, channels=1):
-    """Noise, a checkerboard, sparse black and white, and one bright pixel."""
-    random = np.random.default_rng(h * w)
-    noise = random.random((channels, h, w))
-    board = np.broadcast_to(np.indices((h, w)).sum(0) % 2, (channels, h, w))
-    sparse = (random.random((channels, h, w)) < 0.2).astype(float)
-    spot = np.zeros((channels, h, w))
-    spot[:, h // 2, w // 2] = 1
-    return torch.tensor(np.stack([noise, board, sparse, spot])).float()
 
 
 def boxes(psi, k=6, at=0.0):
@@ -86,7 +76,7 @@ def test_bends_and_shifts_bound_what_a_box_does(transform, interpolation):
     random = np.random.default_rng(2)
     for h, w, channels in ((9, 9, 1), (6, 11, 2), (1, 1, 1), (1, 5, 1), (2, 2, 1)):
         seen = visible(Preprocess([DiscVignette()] if h == w > 2 else []), torch.zeros(1, h, w))
-        for x in images(h, w, channels)[: 4 if h == 9 else 2]:
+        for x in hostile(h, w, channels)[: 4 if h == 9 else 2]:
             bend, shift = (bound(psi, x, low, high, seen) for bound in (bends, shifts))
             a, b = (torch.tensor(np.sort(random.random((2, *low.shape)), 0))) * (high - low) + low
             for ends in ((low, high), (a, b)):
@@ -101,7 +91,7 @@ def test_positions_far_outside_the_image(interpolation, at):
     """Strong scaling and shifts by more than the image: all but the middle, or everything, is black."""
     for psi in (Scaling(interpolation), Translation(interpolation)):
         low, high = boxes(psi, at=at if psi.dim == 2 else min(at, 0.5))
-        for x in images(8, 8)[:2]:
+        for x in hostile(8, 8)[:2]:
             bent, moved = deviations(psi, x, low, high, ALL_SEEN)
             assert (bent <= bends(psi, x, low, high, ALL_SEEN) + FUZZ).all()
             assert (moved <= shifts(psi, x, low, high, ALL_SEEN) + FUZZ).all()
@@ -122,7 +112,7 @@ def test_bends_are_not_vacuous(interpolation, factor):
 
 def test_a_bilinear_translation_is_bilinear_between_whole_numbers():
     """Nothing but rounding is left between grid lines; across one there is a kink."""
-    psi, x = Translation(), images(8, 8)[1]
+    psi, x = Translation(), hostile(8, 8)[1]
     low = torch.tensor([[0.0, -1.0], [1.25, 0.5], [-2.0, 1.0], [0.5, 0.0]], dtype=torch.float64)
     high = torch.tensor([[1.0, 0.0], [2.0, 0.75], [-1.0, 2.0], [1.5, 0.5]], dtype=torch.float64)
     bend = bends(psi, x, low, high, ALL_SEEN)
@@ -288,7 +278,7 @@ def test_bicubic_derivatives_exceed_sampled_ones():
     """In every cell, for values, slopes and second derivatives of random images and checkerboards."""
     t = np.linspace(0, 1, 12)
     tables = [torch.tensor(weights(t, order)) for order in range(3)]  # (4, t)
-    for x in images(6, 7)[:3]:
+    for x in hostile(6, 7)[:3]:
         framed = functional.pad(x.double(), [bounds.FRAME] * 4)
         found = bounds.bicubic_derivatives(framed)
         patches = framed.unfold(1, 4, 1).unfold(2, 4, 1)  # (c, H - 3, W - 3, 4, 4)
@@ -304,7 +294,7 @@ def test_bicubic_derivatives_exceed_sampled_ones():
 
 def test_transformations_without_a_bend_are_refused():
     with pytest.raises(UncertifiableError, match=r"error\.search=grid"):
-        bends(Similarity(), images(4, 4)[0], *torch.zeros(2, 1, 4), torch.ones(4, 4))
+        bends(Similarity(), hostile(4, 4)[0], *torch.zeros(2, 1, 4), torch.ones(4, 4))
     with pytest.raises(UncertifiableError, match="mirrored borders"):
         Translation("bilinear", "reflection").bending(*torch.zeros(2, 1, 2))
 
@@ -326,7 +316,7 @@ def test_visible_pixels_and_linear_steps():
 
 def test_rounding_bounds_what_another_rounding_of_positions_changes():
     """psi in float32 against float64, images that span 1; `nearest` jumps near ties alone."""
-    x = images(16, 16)[1]
+    x = hostile(16, 16)[1]
     theta = torch.tensor([[0.5, 0.5], [0.25, 1.0], [1.5, -0.5], [2.0, 0.3]], dtype=torch.float64)
     for psi in (Translation("bilinear"), Translation("bicubic")):
         with torch.inference_mode():

@@ -1,17 +1,15 @@
 """Intervals: warped images against dense sampling, and bounds of defects against attackers who search gamma."""
 
-import gzip
-
 import numpy as np
 import pytest
 import torch
 from scipy.ndimage import map_coordinates
 from torch import nn
 
-from conftest import ROOT
+import attackers
+from attackers import TIGHT, intervals_are_tight, step_norms, whole
 from gsmooth_lightning.data import Digits
 from gsmooth_lightning.error import interval as bounds
-from gsmooth_lightning.error.base import pair_norms
 from gsmooth_lightning.error.interval import interval_defects
 from gsmooth_lightning.errors import UncertifiableError
 from gsmooth_lightning.interval import outward_norm, warp_range
@@ -20,7 +18,6 @@ from gsmooth_lightning.preprocess import (
     DiscVignette,
     GaussianLowPass,
     LowPass,
-    Preprocess,
     RectangleVignette,
     Resize,
 )
@@ -28,8 +25,8 @@ from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Gaussian
 from gsmooth_lightning.threat import TransformationThreat
 from gsmooth_lightning.transform import CyclicTranslation, Rotation, Scaling, Shear, Similarity, Translation
+from pictures import real_digits
 
-MNIST = ROOT.parent / "shared" / "data" / "mnist" / "t10k-images-idx3-ubyte.gz"
 LIMITS = {Rotation: 20.0, Scaling: 0.25, Shear: 0.3, Translation: 1.5}
 FILTERS = {
     "blur": [DiscVignette(), GaussianLowPass(1.0)],
@@ -39,12 +36,9 @@ FILTERS = {
 }
 
 
-def case(transform, filters=None, interpolation="bilinear", saved="8bit", sigma=0.5, limit=None):
-    """A smoothed classifier without a network worth the name, and the threat of its transformation."""
-    limit = limit or LIMITS[transform]
-    psi, preprocess = transform(interpolation), None if filters is None else Preprocess(filters)
-    smoothed = SmoothedClassifier(nn.Flatten(), 10, psi, preprocess, Gaussian(limit), Gaussian(sigma)).eval()
-    return smoothed, TransformationThreat(transform(interpolation), -limit, limit, saved=saved)
+def case(transform, steps=(), interpolation="bilinear", saved="8bit", sigma=0.5, limit=None):
+    """A case of `attackers`, with the range in LIMITS unless there is another."""
+    return attackers.case(transform, limit or LIMITS[transform], interpolation, steps, saved, sigma)
 
 
 def images(h, w, channels=1):
@@ -64,18 +58,12 @@ def blob(size=16):
 
 
 def step_norm(smoothed, x):
-    """The step of the grid that `pair_norms` adds for the place of a row in its batch."""
-    assert isinstance(smoothed.noise, Gaussian)
-    return float(smoothed.noise.gauge(torch.ones(1, *smoothed.encoded_shape(x)) / smoothed.levels))
+    return float(step_norms(smoothed, whole(smoothed, x)))
 
 
 def defects(smoothed, threat, x, theta, gammas):
-    """Defects of real files, (theta, gamma), without the added step."""
-    files = threat.apply(x.expand(len(gammas), *x.shape), gammas.float())
-    whole = torch.ones(1, *smoothed.encoded_shape(x))
-    repeated = files.repeat(len(theta), 1, 1, 1), gammas.float().double().repeat(len(theta), 1)
-    norms = pair_norms(smoothed, x, *repeated, theta.repeat_interleave(len(gammas), 0), whole)
-    return norms.view(len(theta), len(gammas)) - step_norm(smoothed, x)
+    """Of all pixels together, (theta, gamma)."""
+    return attackers.defects(smoothed, threat, x, theta, gammas)[..., 0]
 
 
 def attack(smoothed, threat, x, theta, tries=60):
@@ -300,21 +288,10 @@ def test_bounds_hold_however_many_are_made_at_once(monkeypatch):
     assert (few <= 1.12 * dense).all()
 
 
-@pytest.mark.skipif(
-    not MNIST.exists(), reason="needs the real MNIST in ../shared/data, which only the developers' machines have"
-)
-@pytest.mark.parametrize("filters", [[DiscVignette(), LowPass(5)], [DiscVignette(), GaussianLowPass(1.5)]])
-def test_bounds_of_real_digits_are_tight(filters):
-    """Every gamma in +-30 degrees, within a tenth of a search, in some hundred pieces."""
-    with gzip.open(MNIST) as file:
-        pixels = np.frombuffer(file.read(16 + 2 * 784), np.uint8, -1, 16).reshape(2, 1, 28, 28)
-    smoothed, threat = case(Rotation, filters, sigma=1.0, limit=30.0)
-    theta = torch.tensor([[23.7], [-7.3]]).double()
-    for x in torch.from_numpy(pixels.copy()).float() / 255:
-        dense = defects(smoothed, threat, x, theta, threat.parameters(301)[0].double()).amax(1)
-        bound = interval_defects(smoothed, threat, x, theta, pieces=2000)
-        assert (dense <= bound).all()
-        assert (bound <= 1.15 * dense).all()
+@pytest.mark.parametrize("steps", TIGHT.values(), ids=TIGHT)
+def test_bounds_of_real_digits_are_tight(steps):
+    for x in real_digits():
+        intervals_are_tight(x, steps)
 
 
 # ---------------------------------------------------------------- refusals

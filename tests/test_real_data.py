@@ -1,19 +1,15 @@
 """Data sets on the developers' copies of the real files; skipped where these are not."""
 
-import hashlib
 import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import soundfile
 import torch
-from filelock import FileLock
 from PIL import Image
 
-from conftest import ROOT
+from conftest import needs_real_data
 from gsmooth_lightning.data import (
     CIFAR10,
     GTSRB,
@@ -30,30 +26,9 @@ from gsmooth_lightning.data import (
 from gsmooth_lightning.data.folder import imagenet_classes
 from gsmooth_lightning.lit import ImageDataModule
 
-SHARED = ROOT.parent / "shared" / "data"
-DATA = ROOT / "data"
-SETS = ("mnist", "fashion-mnist", "cifar10", "gtsrb", "imagenet-sample", "speech-commands", "kitti")
 TEN = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 
-pytestmark = pytest.mark.skipif(
-    not SHARED.exists(), reason="needs the real data sets in ../shared/data, which only the developers' machines have"
-)
-
-
-@pytest.fixture(scope="module")
-def data() -> Path:
-    """Where the sets lie. They are unpacked once a machine: a marker says that a set is complete."""
-    version = hashlib.sha256((SHARED / "unpack.py").read_bytes()).hexdigest()
-    markers = DATA / ".unpacked"
-    markers.mkdir(parents=True, exist_ok=True)
-    with FileLock(markers / "lock"):  # other test processes wait here
-        for name in SETS:
-            marker = markers / name
-            if marker.exists() and marker.read_text() == version:
-                continue
-            subprocess.run([sys.executable, SHARED / "unpack.py", DATA, name], check=True, capture_output=True)
-            marker.write_text(version)
-    return DATA
+pytestmark = needs_real_data
 
 
 def batches(source: ImageData, classes: int, split: str = "test", count: int = 16) -> Inputs:
