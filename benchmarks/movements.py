@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gsmooth_lightning.certify import CoverCertifier
-from gsmooth_lightning.certify.cover import Slice, _Cover
+from gsmooth_lightning.certify.cover import Cover, Slice
 from gsmooth_lightning.error.movement import middle_images, movements
 from gsmooth_lightning.rounds import run_rounds
 from gsmooth_lightning.smoothed import SmoothedClassifier
@@ -78,7 +78,7 @@ def main() -> None:
 
 def cut(smoothed: SmoothedClassifier, threat: TransformationThreat, x: Tensor, image: int) -> list[Slice]:
     """The slices of an image, as certify=cover cuts them."""
-    procedure = _Cover(CoverCertifier(), smoothed, threat, x, Stream(0, image), 0).slices()
+    procedure = Cover(CoverCertifier(), smoothed, threat, x, Stream(0, image), 0).slices()
     return next(run_rounds([(image, procedure)], x.device, 1))[1]
 
 

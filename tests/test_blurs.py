@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from covers import FILTERS, digits, inside, moved, visiting
 from gsmooth_lightning.certify import CoverCertifier
-from gsmooth_lightning.certify.cover import _Cover
+from gsmooth_lightning.certify.cover import Cover
 from gsmooth_lightning.error.movement import middle_images, movements
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.preprocess import RectangleVignette
@@ -320,7 +320,7 @@ def test_movements_of_the_certificates_slices_are_nearly_attained(psi, lows, hig
     smoothed = visiting(FILTERS["disc and low-pass"], sigma=0.5)
     (x,) = threat.prepare(digits(0))
     ends = [torch.tensor(e, dtype=torch.float64) for e in (lows, highs)]
-    pieces = finish(_Cover(CoverCertifier(margins=(0.3,)), smoothed, threat, x, Stream(0, 0), 0).cut(*ends, 0))[::2]
+    pieces = finish(Cover(CoverCertifier(margins=(0.3,)), smoothed, threat, x, Stream(0, 0), 0).cut(*ends, 0))[::2]
     low, high = torch.stack([s.low for s in pieces]), torch.stack([s.high for s in pieces])
     bounds, middles = movements(smoothed, threat, psi, x, low, high).sum(1), middle_images(threat, psi, x, low, high)
     found = torch.stack(

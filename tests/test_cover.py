@@ -14,7 +14,7 @@ from torch import nn
 from covers import Linear, digits, exact_p, linear_case, visiting
 from gsmooth_lightning.certify import ABSTAIN, CoverCertifier
 from gsmooth_lightning.certify import cover as module
-from gsmooth_lightning.certify.cover import Slice, _Cover, _parts
+from gsmooth_lightning.certify.cover import Cover, Slice, parts
 from gsmooth_lightning.confidence import group_sequential
 from gsmooth_lightning.error.movement import movements
 from gsmooth_lightning.preprocess import DiscVignette, LowPass
@@ -38,7 +38,7 @@ from plans import finish
 def cutting(threat, sigma=0.5, certifier=None, **options):
     """The state of a certificate of a digit, before its first slice."""
     smoothed = visiting([DiscVignette(), LowPass(5)], sigma=sigma, **options)
-    return _Cover(certifier or CoverCertifier(), smoothed, threat, threat.prepare(digits(3))[0], Stream(0, 0), 0)
+    return Cover(certifier or CoverCertifier(), smoothed, threat, threat.prepare(digits(3))[0], Stream(0, 0), 0)
 
 
 @pytest.mark.parametrize(("low", "high"), [(-20.0, 20.0), (0.0, 12.5), (-3.3, 17.1), (-7.0, 0.0)])
@@ -103,12 +103,12 @@ def test_distance_is_a_share_where_units_differ():
 @pytest.mark.parametrize("margins", [1.0001, 1.7, 3.0, 8.0, 8.1, 1e6])
 def test_parts_are_at_least_two_and_share_edges(margins):
     low, high = torch.tensor([-0.1, 2.0]).double(), torch.tensor([0.7, 2.3]).double()
-    parts = _parts(low, high, int((high - low).argmax()), margins)
-    assert len(parts) >= 2
-    assert parts[0][0][0] == low[0]
-    assert parts[-1][1][0] == high[0]
-    assert all(torch.equal(left[1][:1], right[0][:1]) for left, right in itertools.pairwise(parts))
-    assert all(a[1] == 2.0 and b[1] == high[1] for a, b in parts)
+    pieces = parts(low, high, int((high - low).argmax()), margins)
+    assert len(pieces) >= 2
+    assert pieces[0][0][0] == low[0]
+    assert pieces[-1][1][0] == high[0]
+    assert all(torch.equal(left[1][:1], right[0][:1]) for left, right in itertools.pairwise(pieces))
+    assert all(a[1] == 2.0 and b[1] == high[1] for a, b in pieces)
 
 
 def test_too_many_slices_end_the_certificate(monkeypatch):
@@ -163,7 +163,7 @@ class Scripted:
 
 def nested_slices(certifier, threat, smoothed, script, p=None):
     """A state in which each slice has one part that matters, and each needs exactly `script.p`."""
-    state = _Cover(certifier, smoothed, threat, digits(3)[0], Stream(0, 0), 0)
+    state = Cover(certifier, smoothed, threat, digits(3)[0], Stream(0, 0), 0)
     state.sample = script.sample  # type: ignore[method-assign]
 
     def cut(low, high, depth):

@@ -7,9 +7,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from scipy.special import ndtr
 
 from conftest import SMALL, one_sentence, records, run_main
-from covers import digits, exact_after, exact_p, linear_case, visiting
+from covers import Linear, digits, exact_after, exact_p, linear_case, visiting
 from gsmooth_lightning.certify import (
     ABSTAIN,
     AdditiveCertifier,
@@ -18,7 +19,7 @@ from gsmooth_lightning.certify import (
     JointCertifier,
     cover,
 )
-from gsmooth_lightning.certify.cover import _Cover
+from gsmooth_lightning.certify.cover import Cover
 from gsmooth_lightning.error import ImageBound
 from gsmooth_lightning.errors import RequestError, UncertifiableError
 from gsmooth_lightning.plans import FixedN
@@ -225,7 +226,7 @@ def test_finitely_many_outcomes_are_visited_once():
 )
 def test_what_failed_is_not_retested(psi, high, step, flips, monkeypatch):
     """A listed parameter has no parts: one test each, however hopeful, and none after the first failure."""
-    monkeypatch.setattr(_Cover, "hopeful", lambda *_: True)
+    monkeypatch.setattr(Cover, "hopeful", lambda *_: True)
     threat = TransformationThreat(psi, 0, high, step=step)
     (x,) = threat.prepare(digits(3))
     turned = ([2.0], [3.0]) if psi is GLASS else ([0.2], [0.3])
@@ -390,7 +391,43 @@ def test_what_does_not_begin_with_the_image_is_refused(psi):
     (x,) = digits(3)
     threat = TransformationThreat(psi, 0, 0.3, step=0.1)
     with pytest.raises((UncertifiableError, RequestError), match="0"):
-        finish(CoverCertifier(16, 64).procedure(visiting(), threat, x, Stream(0, 0)))
+        finish(CoverCertifier(16, 64).procedure(visiting(base=Always()), threat, x, Stream(0, 0)))
+
+
+class Magnified(torch.nn.Module):
+    """Differences from an image, a hundredfold."""
+
+    lipschitz = 100.0
+
+    def __init__(self, image):
+        super().__init__()
+        self.image = image
+
+    def forward(self, x):
+        return (x - self.image) * self.lipschitz
+
+
+@pytest.mark.parametrize(("step", "movement"), [(0.5, None), (None, lambda x, low, high: torch.zeros(len(low)))])
+def test_what_differs_at_0_is_charged(step, movement):
+    """Float files differ from the image by 9e-6 a pixel, 2.9 sigma once preprocessing has magnified it; their class 1
+    is that much surer. An image of class 0, which one draw may take for class 1, has no certificate, however sure the
+    files are; an image of class 1 has one."""
+    psi = Function(lambda image, theta: image + 9e-6 * (1 - 2 * image.round()), ["units"], movement=movement)
+    (x,), sigma, right = digits(3), 0.005, 0
+    threat, network = TransformationThreat(psi, 0, 1, step=step, saved="float"), Linear(torch.ones(1), 0.0)
+    file = threat.apply(x[None], torch.zeros(1, 1))
+    smoothed = visiting([Magnified(x)], network, sigma, block=64)
+    network.w = (smoothed.encode(file, torch.zeros(1, 1)) / smoothed.levels).double().flatten()
+    assert network.w.norm() / sigma == pytest.approx(2.88, abs=0.05)
+    for z, own in ((-0.1, 0), (2.0, 1)):
+        network.b = -z * sigma * float(network.w.norm())
+        (p,) = exact_p(smoothed, x[None])
+        assert p == pytest.approx(ndtr(z), abs=1e-3)
+        for i in range(12):
+            found = finish(CoverCertifier(1, 6000).procedure(smoothed, threat, x, Stream(0, i)))
+            assert found.prediction in (own, ABSTAIN)
+            right += found.prediction == 1
+    assert right > 9
 
 
 def test_a_range_with_too_many_slices_says_so(monkeypatch):

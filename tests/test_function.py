@@ -1,6 +1,7 @@
 """A user's own function: what it may return, its movement bound, and what its certificate says."""
 
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -76,10 +77,24 @@ def test_functions_that_are_refused(function):
 
 
 def test_only_later_parameters_fail():
-    """NaN at theta = 1 alone is found when that one is visited."""
-    psi = Function(lambda image, theta: image / (theta[0] < 1), ["units"], "mine")
-    with pytest.raises(RequestError, match=r"at theta = \[1\.0\]"):
+    """NaN at theta = .5 alone is found when that one is visited."""
+    psi = Function(lambda image, theta: image / (theta[0] != 0.5), ["units"], "mine")
+    with pytest.raises(RequestError, match=r"at theta = \[0\.5\]"):
         blank(CoverCertifier(16, 400), TransformationThreat(psi, 0, 1, step=0.5))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-1, 0)])
+def test_functions_that_give_two_results_are_refused(low, high):
+    """Noise that theta scales, and a counter; at theta = 0 neither shows."""
+    count = itertools.count()
+    for function in (
+        lambda image, theta: image + theta * torch.rand_like(image) / 10,
+        lambda image, theta: image * (1 - theta.abs() / (2 + next(count))),
+    ):
+        psi = Function(function, ["units"], "mine")
+        with pytest.raises(RequestError, match="mine must be deterministic") as failure:
+            blank(CoverCertifier(16, 400), TransformationThreat(psi, low, high, step=0.5))
+        assert "\n" not in str(failure.value)
 
 
 def test_arguments_that_are_refused():

@@ -9,7 +9,7 @@ from torch import nn
 
 from covers import FILTERS, ROTATION, WIDTHS, digits, images, inside, moved, slices, visiting
 from gsmooth_lightning.certify import CoverCertifier
-from gsmooth_lightning.certify.cover import _Cover
+from gsmooth_lightning.certify.cover import Cover
 from gsmooth_lightning.error.movement import middle_images, movements, saved_error
 from gsmooth_lightning.preprocess import DiscVignette, LowPass
 from gsmooth_lightning.stream import Stream
@@ -69,7 +69,7 @@ def test_movements_of_narrow_bilinear_slices_are_nearly_attained(transform):
     threat = TransformationThreat(psi, -WIDTHS[transform], WIDTHS[transform], saved="real")
     smoothed = visiting([DiscVignette(), LowPass(5)], sigma=0.5)
     (x,) = threat.prepare(digits(0))
-    certificate = _Cover(CoverCertifier(), smoothed, threat, x, Stream(0, 0), 0)
+    certificate = Cover(CoverCertifier(), smoothed, threat, x, Stream(0, 0), 0)
     pieces = finish(certificate.cut(torch.zeros(psi.dim).double(), torch.tensor(threat.highs).double(), 0))[::5]
     low, high = torch.stack([s.low for s in pieces]), torch.stack([s.high for s in pieces])
     bounds, middles = movements(smoothed, threat, psi, x, low, high).sum(1), middle_images(threat, psi, x, low, high)

@@ -36,6 +36,7 @@ from gsmooth_lightning.transform import (
     Mover,
     Stepwise,
     Transform,
+    compute,
     same,
 )
 from gsmooth_lightning.transform.compose import AFFINE, VISITED
@@ -59,6 +60,9 @@ ERROR_STEP = 0.02
 
 FAR = 8
 """Slices that move the image by more margins than this are halved; others are cut at once into as many as they need."""
+
+START = 1e-5
+"""By how much a pixel of psi(x, 0) may differ from x."""
 
 HOPELESS = 1e-2
 """A failed slice is cut only if its votes, at this level, leave room for the next test."""
@@ -104,7 +108,8 @@ def covered(threat: Threat) -> tuple[Transform, Transform]:
 
 class CoverCertifier(Certifier):
     """The attack's parameters are covered by slices. The prediction at a slice's middle t is A, with an l2 radius
-    larger than M >= max over the slice of ||P(psi(x, gamma)) - P(psi(x, t))||: then it is A on the whole slice.
+    larger than M >= max over the slice of ||P(psi(x, gamma)) - P(psi(x, t))||: then it is A on the whole slice. What
+    psi(x, 0) differs from x adds to M: then it is A at the clean image too.
 
     A is chosen once, on n0 draws at x. A false certificate needs a false slice that passes, and each parameter lies in
     one slice of each depth, so every slice is tested at the full alpha, shared out over depths alone: 2^-(k + 1) of it
@@ -209,9 +214,8 @@ class CoverCertifier(Certifier):
         self, smoothed: SmoothedClassifier, threat: Threat, x: Tensor, stream: Stream
     ) -> Generator[Any, Any, Certificate]:
         assert isinstance(threat, TransformationThreat)
-        check_start(threat, x)
         top, selection = yield from self.plans[0].choose(partial(smoothed.sample, x, stream))
-        cover = _Cover(self, smoothed, threat, x, stream, top)
+        cover = Cover(self, smoothed, threat, x, stream, top)
         cover.spent = smoothed.evaluations(0, self.n0)
         yield from cover.visit()
         return Certificate(
@@ -231,10 +235,12 @@ class CoverCertifier(Certifier):
         )
 
 
-class _Cover:
+class Cover:
     """The slices of one image, and their tests.
 
     Attributes:
+        start: bound of how far the clean image is from the file of the parameter 0.
+        cuts: whether slices are cut from the range, and those that fail are cut again; otherwise they are listed.
         limit: least radius at which a slice has failed.
         left: whether a box needed more than MOST_SLICES.
         gridded: whether slices are cells of a grid, of which the middles alone are known.
@@ -252,7 +258,9 @@ class _Cover:
     ):
         self.certifier, self.smoothed, self.threat, self.x, self.stream = certifier, smoothed, threat, x, stream
         self.first, rest = covered(threat)
+        self.start = start_error(smoothed, threat, x)
         self.gridded = isinstance(self.first, Function) and self.first.bound is None and threat.step is None
+        self.cuts = threat.step is None and not isinstance(self.first, Stepwise) and not self.gridded
         self.top, self.slack = top, smoothed.slack(x)
         assert isinstance(smoothed.noise, Gaussian)
         self.sigma = float(smoothed.noise.sigma.min())
@@ -305,13 +313,14 @@ class _Cover:
         return sorted(slices, key=lambda s: s.near)
 
     def error(self, moved: float) -> float:
-        """How far the pixels of a slice move in sigma, rounded up to a step."""
-        return math.ceil((self.stretch * moved / self.sigma + self.rounding) / ERROR_STEP) * ERROR_STEP
+        """How far the pixels of a slice and the clean image are from its middle in sigma, rounded up to a step."""
+        moved = self.stretch * (moved + self.start) / self.sigma
+        return math.ceil((moved + self.rounding) / ERROR_STEP) * ERROR_STEP
 
     def cut(self, low: Tensor, high: Tensor, depth: int) -> Generator[Any, Any, list[Slice]]:
         """Slices of a box within which gamma moves the pixels by at most the margin of this depth, by distance from 0.
 
-        None where there would be more than MOST_SLICES: the box then fails.
+        Empty where there would be more than MOST_SLICES: the box then fails.
         """
         margin = self.certifier.margins[depth] * self.sigma / self.stretch
         ends = zip(self.threat.highs, self.threat.lows, strict=True)
@@ -330,7 +339,7 @@ class _Cover:
                 if moves <= margin:
                     slices.append(Slice(a, b, self.error(moves + fixed), self.near(a, b), depth))
                 else:
-                    pieces += _parts(a, b, int(((b - a) / width.clamp_min(1e-300)).argmax()), moves / margin)
+                    pieces += parts(a, b, int(((b - a) / width.clamp_min(1e-300)).argmax()), moves / margin)
         return sorted(slices, key=lambda s: s.near)
 
     def near(self, low: Tensor, high: Tensor) -> float:
@@ -379,10 +388,9 @@ class _Cover:
             record[5:] = [count, n, outcome.passed is not None]
             if outcome.passed is not None:
                 return
-        narrows = self.threat.step is None and not isinstance(self.first, Stepwise) and not self.gridded
-        if narrows and s.depth + 1 < len(certifier.margins) and self.hopeful(s, count, n):
-            parts = yield from self.cut(s.low, s.high, s.depth + 1)
-            for part in parts:
+        if self.cuts and s.depth + 1 < len(certifier.margins) and self.hopeful(s, count, n):
+            narrower = yield from self.cut(s.low, s.high, s.depth + 1)
+            for part in narrower:
                 yield from self.hold(part)
         else:
             self.limit = min(self.limit, s.near)
@@ -398,21 +406,28 @@ class _Cover:
         return n == 0 or bool(clopper_pearson_upper(count, n, HOPELESS) > self.needed(max(0.0, s.error - saved)))
 
 
-def check_start(threat: TransformationThreat, x: Tensor) -> None:
-    """The clean image is a slice's: the parameter 0 leaves it alone, but for the rounding of floats that a mover's
-    departure covers; the file of a user's function is the image itself.
+@torch.inference_mode()
+def start_error(smoothed: SmoothedClassifier, threat: TransformationThreat, x: Tensor) -> float:
+    """Bound of ||P(file(psi(x, 0))) - P(x)||_2: the class is chosen at x, but slices hold files, and that of 0 may
+    differ from x by START a pixel.
 
     Raises:
-        UncertifiableError: it does not.
+        UncertifiableError: a pixel of psi(x, 0) differs from x by more than START.
+        RequestError: a user's function that gives two results for the same parameters, at the ends of the range.
     """
     first, _ = covered(threat)
-    start = first(x[None], torch.zeros(1, first.dim, device=x.device))[0]
-    alone = torch.equal(threat.save(start), x) if isinstance(first, Function) else (start - x).abs().max() <= 1e-5
-    if not alone:
+    start = compute(threat.transform, x[None], torch.zeros(1, threat.transform.dim, device=x.device))[0].float()
+    if not bool((start - x).abs().max() <= START):
         raise UncertifiableError(
             f"{first.name} at 0 is not the image itself, so that what is covered does not contain it; change its "
             "options or its parameters so that 0 leaves every image alone"
         )
+    if isinstance(first, Function):
+        ends = threat.parameters(2)[0][[0, -1], : first.dim].to(x.device)
+        once, again = (first(x.expand(2, *x.shape), ends) for _ in range(2))
+        if not torch.equal(once, again):
+            raise RequestError(f"{first.name} must be deterministic: the same image and parameters gave two results")
+    return lipschitz(smoothed.preprocess) * float((threat.save(start).double() - x).norm()) * (1 + 1e-9)
 
 
 def afterwards(
@@ -432,13 +447,13 @@ def afterwards(
     return stretch, 2 * file_rounding(smoothed, TransformationThreat(rest, lows, highs, saved="real"), largest)
 
 
-def _parts(low: Tensor, high: Tensor, axis: int, margins: float) -> list[tuple[Tensor, Tensor]]:
+def parts(low: Tensor, high: Tensor, axis: int, margins: float) -> list[tuple[Tensor, Tensor]]:
     """A box cut along an axis, by how many margins it moves the image."""
     number = 2 if margins > FAR else math.ceil(1.15 * margins)
     ends = torch.linspace(float(low[axis]), float(high[axis]), number + 1, dtype=torch.float64).tolist()
-    parts = []
+    found = []
     for a, b in itertools.pairwise(ends):
         lower, upper = low.clone(), high.clone()
         lower[axis], upper[axis] = a, b
-        parts.append((lower, upper))
-    return parts
+        found.append((lower, upper))
+    return found
