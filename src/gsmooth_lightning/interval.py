@@ -49,7 +49,7 @@ def warp_range(low: Tensor, high: Tensor, boxes: Boxes, interpolation: str) -> t
     """
     check_interpolation(interpolation, "black")
     shape, (h, w) = (-1, *low.shape[1:]), low.shape[-2:]
-    columns, rows = _cells(*boxes[:2], w, interpolation), _cells(*boxes[2:], h, interpolation)
+    columns, rows = _ends(*boxes[:2], w, interpolation), _ends(*boxes[2:], h, interpolation)
     span = torch.maximum(columns[2] - columns[0], rows[2] - rows[0])
     reach, wide = int(span.max()) + 2, span > 1
     images = (low,) if low is high else (low, high)
@@ -67,12 +67,12 @@ def outward_norm(low: Tensor, high: Tensor) -> Tensor:
     return torch.maximum(low.abs(), high.abs()).flatten(1).norm(dim=1) * (1 + 1e-12)
 
 
-Cells = tuple[Tensor, Tensor, Tensor, Tensor]
+Ends = tuple[Tensor, Tensor, Tensor, Tensor]
 """Of one coordinate, (k, 1, h w) each: the whole number below the box's least value, how far that is above it, and the
 same two of the largest value."""
 
 
-def _cells(least: Tensor, most: Tensor, size: int, interpolation: str) -> Cells:
+def _ends(least: Tensor, most: Tensor, size: int, interpolation: str) -> Ends:
     ends = torch.stack([least, most]).clamp(-1, size)[:, :, None]  # all is black from there on
     if interpolation == "nearest":
         ends = torch.stack([(ends[0] - 0.5).ceil(), (ends[1] + 0.5).floor()])
@@ -80,16 +80,16 @@ def _cells(least: Tensor, most: Tensor, size: int, interpolation: str) -> Cells:
     return below[0].long(), ends[0] - below[0], below[1].long(), ends[1] - below[1]
 
 
-def _corners(image: Tensor, columns: Cells, rows: Cells) -> Tensor:
+def _corners(image: Tensor, columns: Ends, rows: Ends) -> Tensor:
     """Values at the 3 x 3 corners of boxes that touch two cells at most along each axis, (9, k, c, h w)."""
     padded = pad(image, (1, 3, 1, 3))
     across = [_cut([_pixels(padded, rows[0] + i, columns[0] + j) for j in range(3)], columns) for i in range(3)]
     return torch.stack([value for line in zip(*across, strict=True) for value in _cut(line, rows)])
 
 
-def _cut(pixels: Sequence[Tensor], cells: Cells) -> tuple[Tensor, Tensor, Tensor]:
+def _cut(pixels: Sequence[Tensor], ends: Ends) -> tuple[Tensor, Tensor, Tensor]:
     """Values at both ends of the box and at the pixel between them, or at one end twice, from three pixels in line."""
-    first, begin, last, end = cells
+    first, begin, last, end = ends
     a, b, c = pixels
     crosses = last > first
     left = a.lerp(b, begin)

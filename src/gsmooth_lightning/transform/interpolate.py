@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -221,19 +221,25 @@ def bicubic_derivatives(framed: Tensor) -> tuple[Tensor, ...]:
     return tuple(pad(part, (1, 2, 1, 2)) for part in parts)  # a convolution's first cell begins at its second tap
 
 
+def cubic_weights(t: Any) -> tuple[Any, Any, Any, Any]:
+    """Weights of the four taps of cubic convolution with a = -.75 at a share t, from 0 to 1, of the way from the second
+    to the third: of a tensor their values, of a polynomial theirs in t."""
+    a = -0.75
+
+    def outer(s: Any) -> Any:
+        return a * (s**3 - 5 * s**2 + 8 * s - 4)
+
+    def inner(s: Any) -> Any:
+        return (a + 2) * s**3 - (a + 3) * s**2 + 1
+
+    return outer(1 + t), inner(t), inner(1 - t), outer(2 - t)
+
+
 @lru_cache(maxsize=1)
 def _bernstein() -> tuple[Tensor, Tensor]:
     """Bernstein coefficients of the first, (3, 4), and second, (2, 4), derivative of the four weights of cubic
-    convolution with a = -.75, on the cell between the second and the third tap."""
-    t, a = np.polynomial.Polynomial([0, 1]), -0.75
-
-    def outer(s: np.polynomial.Polynomial) -> np.polynomial.Polynomial:
-        return a * (s**3 - 5 * s**2 + 8 * s - 4)
-
-    def inner(s: np.polynomial.Polynomial) -> np.polynomial.Polynomial:
-        return (a + 2) * s**3 - (a + 3) * s**2 + 1
-
-    weights = [outer(1 + t), inner(t), inner(1 - t), outer(2 - t)]
+    convolution, on the cell between the second and the third tap."""
+    weights = cubic_weights(np.polynomial.Polynomial([0, 1]))
     slopes = [[*w.deriv().coef, 0.0, 0.0][:3] for w in weights]
     curves = [[*w.deriv(2).coef, 0.0][:2] for w in weights]
     first = torch.tensor([[c0, c0 + c1 / 2, c0 + c1 + c2] for c0, c1, c2 in slopes], dtype=torch.float64).T
@@ -311,10 +317,4 @@ def _taps(interpolation: str, positions: Tensor, error: Tensor) -> list[tuple[Te
     t = positions - first
     if interpolation == "bilinear":
         return [(first.long(), 1 - t), (first.long() + 1, t)]
-    a = -0.75
-    outer, inner = (
-        (lambda s: (a * (s**3 - 5 * s**2 + 8 * s - 4)).abs()),
-        (lambda s: (a + 2) * s**3 - (a + 3) * s**2 + 1),
-    )
-    weights = outer(1 + t), inner(t), inner(1 - t), outer(2 - t)
-    return [(first.long() + k, weight) for k, weight in enumerate(weights, -1)]
+    return [(first.long() + k, weight.abs()) for k, weight in enumerate(cubic_weights(t), -1)]
