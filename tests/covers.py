@@ -6,6 +6,7 @@ from scipy.special import ndtr
 from torch import nn
 
 from gsmooth_lightning.data import Digits
+from gsmooth_lightning.error.movement import middle_images, movements
 from gsmooth_lightning.preprocess import DiscVignette, GaussianLowPass, LowPass, Preprocess
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Gaussian
@@ -92,6 +93,25 @@ def moved(smoothed, threat, x, gammas, middle):
     free = torch.zeros(len(files) + 1, smoothed.transform.dim)
     coded = smoothed.encode(torch.cat([files, middle[None]]), free).double() / smoothed.levels
     return (coded[:-1] - coded[-1]).flatten(1).norm(dim=1)
+
+
+def farness(smoothed, threat, x, low, high, points):
+    """(bound of the movement of each slice, (k,); how far files in it are from its middle, (k, n))."""
+    psi = threat.transform
+    middles = middle_images(threat, psi, x, low, high)
+    found = [moved(smoothed, threat, x, inside(a, b, points), m) for a, b, m in zip(low, high, middles, strict=True)]
+    return movements(smoothed, threat, psi, x, low, high).sum(1), torch.stack(found)
+
+
+def no_file_moves_farther(threat, images, low, high, points):
+    """Files in the slices through five filters: none is farther from the middle than the bound. How many there were."""
+    tried = 0
+    for x in threat.prepare(images):
+        for name, steps in FILTERS.items():
+            bounds, found = farness(visiting(steps), threat, x, low, high, points)
+            assert (found <= bounds[:, None]).all(), (name, threat.saved)
+            tried += found.numel()
+    return tried
 
 
 def linear_case(x, threat, steps, tilt, sigma, turned, **options):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from covers import FILTERS, digits, inside, moved, visiting
+from covers import FILTERS, digits, farness, moved, no_file_moves_farther, visiting
 from gsmooth_lightning.certify import CoverCertifier
 from gsmooth_lightning.certify.cover import Cover
 from gsmooth_lightning.error.movement import middle_images, movements
@@ -264,16 +264,7 @@ def test_no_real_file_moves_farther(case):
     tried = 0
     for saved in ("8bit", "float", "real"):
         threat = TransformationThreat(psi, lows, highs, saved=saved)
-        for x in threat.prepare(images(12, 12))[1:]:
-            middles = middle_images(threat, psi, x, low, high)
-            smoothed = {name: visiting(steps) for name, steps in FILTERS.items()}
-            bounds = {name: movements(s, threat, psi, x, low, high).sum(1) for name, s in smoothed.items()}
-            for i in range(len(low)):
-                gammas = inside(low[i], high[i], 8)
-                for name, own in smoothed.items():
-                    found = moved(own, threat, x, gammas, middles[i])
-                    assert (found <= bounds[name][i]).all(), (name, saved)
-                    tried += len(gammas)
+        tried += no_file_moves_farther(threat, images(12, 12)[1:], low, high, 8)
     assert tried > 1000
 
 
@@ -320,12 +311,10 @@ def test_movements_of_the_certificates_slices_are_nearly_attained(psi, lows, hig
     smoothed = visiting(FILTERS["disc and low-pass"], sigma=0.5)
     (x,) = threat.prepare(digits(0))
     ends = [torch.tensor(e, dtype=torch.float64) for e in (lows, highs)]
-    pieces = finish(Cover(CoverCertifier(margins=(0.3,)), smoothed, threat, x, Stream(0, 0), 0).cut(*ends, 0))[::2]
+    pieces = finish(Cover(CoverCertifier(margins=(0.3,)), smoothed, threat, x, Stream(0, 0), 0, 0.0).cut(*ends, 0))[::2]
     low, high = torch.stack([s.low for s in pieces]), torch.stack([s.high for s in pieces])
-    bounds, middles = movements(smoothed, threat, psi, x, low, high).sum(1), middle_images(threat, psi, x, low, high)
-    found = torch.stack(
-        [moved(smoothed, threat, x, inside(*e, 20), m).max() for *e, m in zip(low, high, middles, strict=True)]
-    )
+    bounds, files = farness(smoothed, threat, x, low, high, 20)
+    found = files.amax(1)
     assert (found <= bounds).all()
     moving = found > 0.01
     assert moving.sum() >= 4

@@ -38,7 +38,7 @@ from plans import finish
 def cutting(threat, sigma=0.5, certifier=None, **options):
     """The state of a certificate of a digit, before its first slice."""
     smoothed = visiting([DiscVignette(), LowPass(5)], sigma=sigma, **options)
-    return Cover(certifier or CoverCertifier(), smoothed, threat, threat.prepare(digits(3))[0], Stream(0, 0), 0)
+    return Cover(certifier or CoverCertifier(), smoothed, threat, threat.prepare(digits(3))[0], Stream(0, 0), 0, 0.0)
 
 
 @pytest.mark.parametrize(("low", "high"), [(-20.0, 20.0), (0.0, 12.5), (-3.3, 17.1), (-7.0, 0.0)])
@@ -163,7 +163,7 @@ class Scripted:
 
 def nested_slices(certifier, threat, smoothed, script, p=None):
     """A state in which each slice has one part that matters, and each needs exactly `script.p`."""
-    state = Cover(certifier, smoothed, threat, digits(3)[0], Stream(0, 0), 0)
+    state = Cover(certifier, smoothed, threat, digits(3)[0], Stream(0, 0), 0, 0.0)
     state.sample = script.sample  # type: ignore[method-assign]
 
     def cut(low, high, depth):

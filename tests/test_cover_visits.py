@@ -391,7 +391,7 @@ def test_what_does_not_begin_with_the_image_is_refused(psi):
     (x,) = digits(3)
     threat = TransformationThreat(psi, 0, 0.3, step=0.1)
     with pytest.raises((UncertifiableError, RequestError), match="0"):
-        finish(CoverCertifier(16, 64).procedure(visiting(base=Always()), threat, x, Stream(0, 0)))
+        finish(CoverCertifier(16, 64).procedure(visiting(), threat, x, Stream(0, 0)))
 
 
 class Magnified(torch.nn.Module):

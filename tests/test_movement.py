@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from covers import FILTERS, ROTATION, WIDTHS, digits, images, inside, moved, slices, visiting
+from covers import FILTERS, ROTATION, WIDTHS, digits, farness, images, moved, no_file_moves_farther, slices, visiting
 from gsmooth_lightning.certify import CoverCertifier
 from gsmooth_lightning.certify.cover import Cover
 from gsmooth_lightning.error.movement import middle_images, movements, saved_error
@@ -34,15 +34,7 @@ def test_no_real_file_moves_farther(transform, interpolation):
     for saved, width in (("8bit", 0.03), ("float", 0.3), ("real", 0.03)):
         threat = TransformationThreat(psi, -1.0, 1.0, saved=saved)
         low, high = slices(psi, 4, width)
-        for x in threat.prepare(images()):
-            middles = middle_images(threat, psi, x, low, high)
-            smoothed = {name: visiting(steps) for name, steps in FILTERS.items()}
-            bounds = {name: movements(s, threat, psi, x, low, high).sum(1) for name, s in smoothed.items()}
-            for i in range(len(low)):
-                gammas = inside(low[i], high[i], 20)
-                for name, own in smoothed.items():
-                    assert (moved(own, threat, x, gammas, middles[i]) <= bounds[name][i]).all(), (name, saved)
-                    tried += len(gammas)
+        tried += no_file_moves_farther(threat, images(), low, high, 20)
     assert tried > 4000
 
 
@@ -53,12 +45,8 @@ def test_colour_and_oblong_images(transform):
     threat, smoothed = TransformationThreat(psi, -1.0, 1.0), visiting(FILTERS["disc and low-pass"])
     low, high = slices(psi, 6, 0.05)
     for x in threat.prepare(images(9, 14, 3)):
-        bounds, middles = (
-            movements(smoothed, threat, psi, x, low, high).sum(1),
-            middle_images(threat, psi, x, low, high),
-        )
-        for i in range(len(low)):
-            assert (moved(smoothed, threat, x, inside(low[i], high[i], 30), middles[i]) <= bounds[i]).all()
+        bounds, found = farness(smoothed, threat, x, low, high, 30)
+        assert (found <= bounds[:, None]).all()
 
 
 @pytest.mark.parametrize("transform", WIDTHS)
@@ -69,13 +57,11 @@ def test_movements_of_narrow_bilinear_slices_are_nearly_attained(transform):
     threat = TransformationThreat(psi, -WIDTHS[transform], WIDTHS[transform], saved="real")
     smoothed = visiting([DiscVignette(), LowPass(5)], sigma=0.5)
     (x,) = threat.prepare(digits(0))
-    certificate = Cover(CoverCertifier(), smoothed, threat, x, Stream(0, 0), 0)
+    certificate = Cover(CoverCertifier(), smoothed, threat, x, Stream(0, 0), 0, 0.0)
     pieces = finish(certificate.cut(torch.zeros(psi.dim).double(), torch.tensor(threat.highs).double(), 0))[::5]
     low, high = torch.stack([s.low for s in pieces]), torch.stack([s.high for s in pieces])
-    bounds, middles = movements(smoothed, threat, psi, x, low, high).sum(1), middle_images(threat, psi, x, low, high)
-    found = torch.stack(
-        [moved(smoothed, threat, x, inside(*ends, 20), m).max() for *ends, m in zip(low, high, middles, strict=True)]
-    )
+    bounds, files = farness(smoothed, threat, x, low, high, 20)
+    found = files.amax(1)
     assert (found <= bounds).all()
     assert (bounds / found).median() < (1.25 if psi.dim == 1 else 2.0)
     assert found.median() > 0.1

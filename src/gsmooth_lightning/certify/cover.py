@@ -214,8 +214,9 @@ class CoverCertifier(Certifier):
         self, smoothed: SmoothedClassifier, threat: Threat, x: Tensor, stream: Stream
     ) -> Generator[Any, Any, Certificate]:
         assert isinstance(threat, TransformationThreat)
+        start = start_error(smoothed, threat, x)
         top, selection = yield from self.plans[0].choose(partial(smoothed.sample, x, stream))
-        cover = Cover(self, smoothed, threat, x, stream, top)
+        cover = Cover(self, smoothed, threat, x, stream, top, start)
         cover.spent = smoothed.evaluations(0, self.n0)
         yield from cover.visit()
         return Certificate(
@@ -239,7 +240,7 @@ class Cover:
     """The slices of one image, and their tests.
 
     Attributes:
-        start: bound of how far the clean image is from the file of the parameter 0.
+        start: `start_error`, by how much the clean image may be farther from a middle than the files.
         cuts: whether slices are cut from the range, and those that fail are cut again; otherwise they are listed.
         limit: least radius at which a slice has failed.
         left: whether a box needed more than MOST_SLICES.
@@ -255,13 +256,13 @@ class Cover:
         x: Tensor,
         stream: Stream,
         top: int,
+        start: float,
     ):
         self.certifier, self.smoothed, self.threat, self.x, self.stream = certifier, smoothed, threat, x, stream
         self.first, rest = covered(threat)
-        self.start = start_error(smoothed, threat, x)
         self.gridded = isinstance(self.first, Function) and self.first.bound is None and threat.step is None
         self.cuts = threat.step is None and not isinstance(self.first, Stepwise) and not self.gridded
-        self.top, self.slack = top, smoothed.slack(x)
+        self.top, self.start, self.slack = top, start, smoothed.slack(x)
         assert isinstance(smoothed.noise, Gaussian)
         self.sigma = float(smoothed.noise.sigma.min())
         self.stretch, self.rounding = afterwards(smoothed, threat, rest, x) if rest.dim else (1.0, 0.0)
