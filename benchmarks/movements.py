@@ -19,32 +19,35 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gsmooth_lightning.certify import CoverCertifier
-from gsmooth_lightning.certify.cover import Cover, Slice
+from gsmooth_lightning.certify.cover import MOST_SLICES, Cover, Slice
 from gsmooth_lightning.error.movement import middle_images, movements
 from gsmooth_lightning.rounds import run_rounds
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.tasks.setup import prepare
 from gsmooth_lightning.threat import TransformationThreat
-from gsmooth_lightning.transform import Mover
+from gsmooth_lightning.transform import Stepwise
 
-COVERED = (
-    "rotation",
-    "scaling",
-    "shear",
-    "rotational_blur",
-    "zoom_blur",
-    "defocus",
-    "motion_blur",
-    "pixelate",
-    "glass_blur",
-)
+COVERED = {
+    "rotation": (),
+    "translation": ("threat.low=-1", "threat.high=1"),
+    "scaling": (),
+    "shear": (),
+    "rotational_blur": (),
+    "zoom_blur": (),
+    "defocus": (),
+    "motion_blur": (),
+    "pixelate": (),
+    "glass_blur": (),
+}
+"""Overrides of the configured ranges: translation by four pixels needs more slices than MOST_SLICES."""
+
 FILES = 60
 
 
 def main() -> None:
     rows = {}
-    for name in tqdm(COVERED):
+    for name, narrowed in tqdm(COVERED.items()):
         with initialize_config_module("gsmooth_lightning.conf", version_base="1.3"):
             own = [
                 f"threat={name}",
@@ -53,9 +56,10 @@ def main() -> None:
                 "preprocess=lowpass",
                 "preprocess.steps.0.bandwidth=8",
             ]
-            cfg = compose("bound", [*own, "noise.sigma=0.12", *sys.argv[1:]])
+            cfg = compose("bound", [*own, *narrowed, "noise.sigma=0.12", *sys.argv[1:]])
         run = prepare(cfg, "bound", (), with_network=False)
         assert isinstance(run.threat, TransformationThreat)
+        finite = isinstance(run.threat.transform, Stepwise)
         counts, seconds, ratios = [], [], []
         for k in range(len(run.data.visited)):
             x = run.threat.prepare(run.data.visited[k][0][None])[0]
@@ -63,9 +67,8 @@ def main() -> None:
             slices = cut(run.smoothed, run.threat, x, k)
             seconds.append(time.perf_counter() - start)
             counts.append(len(slices))
-            if isinstance(run.threat.transform, Mover):
+            if not finite:
                 ratios += [r for s in slices[::8] if (r := ratio(run.smoothed, run.threat, x, s)) < math.inf]
-        finite = not ratios
         rows[run.threat.transform.name] = {
             "range": ", ".join(f"{a:g} to {b:g}" for a, b in zip(run.threat.lows, run.threat.highs, strict=True)),
             "slices": f"{median(counts):.0f}" + (" outcomes" if finite else ""),
@@ -78,8 +81,10 @@ def main() -> None:
 
 def cut(smoothed: SmoothedClassifier, threat: TransformationThreat, x: Tensor, image: int) -> list[Slice]:
     """The slices of an image, as certify=cover cuts them."""
-    procedure = Cover(CoverCertifier(), smoothed, threat, x, Stream(0, image), 0).slices()
-    return next(run_rounds([(image, procedure)], x.device, 1))[1]
+    procedure = Cover(CoverCertifier(), smoothed, threat, x, Stream(0, image), 0, 0.0).slices()
+    slices = next(run_rounds([(image, procedure)], x.device, 1))[1]
+    assert slices, f"image {image} needs more than {MOST_SLICES} slices"
+    return slices
 
 
 @torch.inference_mode()
