@@ -19,8 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gsmooth_lightning.certify import CoverCertifier
-from gsmooth_lightning.certify.cover import MOST_SLICES, Cover, Slice
+from gsmooth_lightning.certify.cover import Cover, Slice
 from gsmooth_lightning.error.movement import middle_images, movements
+from gsmooth_lightning.error.slices import MOST_SLICES
 from gsmooth_lightning.rounds import run_rounds
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.stream import Stream

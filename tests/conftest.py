@@ -23,6 +23,9 @@ from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
+from pytorch_lightning import LightningModule
+
+from gsmooth_lightning.transform import Surrogate
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -160,6 +163,34 @@ def timeless(folder: Path) -> dict[str, bytes]:
     files = {name: (folder / name).read_bytes() for name in ("config.yaml", "fingerprint.json", "records.jsonl")}
     assert not list(folder.glob("rank-*.jsonl")), "shards are left"
     return {name: re.sub(rb'"seconds": [-+.e0-9]+', b'"seconds": T', content) for name, content in files.items()}
+
+
+def interrupt(patch: pytest.MonkeyPatch, module: type[LightningModule], epoch: int) -> None:
+    """The power goes in the middle of an epoch of a training."""
+    step = module.training_step
+
+    def failing(self, batch, batch_idx):
+        if (self.current_epoch, batch_idx) == (epoch, 2):
+            raise ZeroDivisionError("power")
+        return step(self, batch, batch_idx)
+
+    patch.setattr(module, "training_step", failing)
+
+
+def save_surrogate(surrogate: Surrogate, file: Path) -> None:
+    """A file as `gsmooth surrogate` writes it."""
+    state = {f"surrogate.{key}": value for key, value in surrogate.state_dict().items()}
+    torch.save({"epoch": 1, "state_dict": state, "hyper_parameters": {"surrogate": surrogate.trained_on}}, file)
+
+
+@pytest.fixture(scope="session")
+def surrogate_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained surrogate of the default threat, for options that name one."""
+    cfg, file = compose("surrogate", "network.widths=[4]"), tmp_path_factory.mktemp("surrogate") / "surrogate.ckpt"
+    threat = hydra.utils.instantiate(cfg.threat)
+    network = hydra.utils.instantiate(cfg.network)
+    save_surrogate(network(threat.transform.name, threat.transform.units, threat.lows, threat.highs), file)
+    return file
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ def test_usage(arguments, code, monkeypatch, capsys, here):
     said = capsys.readouterr()
     assert "usage: gsmooth COMMAND" in said.out + said.err
     for name, text in cli.COMMANDS.items():
-        assert f"  {name:8} {text}" in said.out + said.err
+        assert f"  {name:9} {text}" in said.out + said.err
     assert snapshot(here) == {}
 
 
@@ -47,7 +47,7 @@ def test_help_of_each_command(command, here):
     if command == "report":
         assert "stores: ???" in ended.out
     else:
-        assert "certify: cover, direct, enumerate, joint" in ended.out
+        assert "certify: cover, direct, enumerate, joint, latent" in ended.out
         assert "checkpoint: null" in ended.out
     assert snapshot(here) == {}
 

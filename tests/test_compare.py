@@ -32,6 +32,7 @@ PROVED = {
     "cover": "sound",
 }
 ALL = tuple(PROVED)
+LATENT = ("latent", "latent_surrogate", "corollary", "corollary_proved")
 
 
 def table(path, which=1):
@@ -41,13 +42,15 @@ def table(path, which=1):
     return pd.DataFrame([row[1:] for row in cells[2:]], [row[0] for row in cells[2:]], cells[0][1:])
 
 
-def test_rotation_has_six_certificates_and_two_reasons(checkpoint, here):
+def test_rotation_has_its_certificates_and_reasons(checkpoint, here):
     """Each certificate has a store and a column; what does not apply has its reason; a second run computes nothing."""
     command = (*SMALL, *PLANS, f"checkpoint={checkpoint}", "store=all", "images.first=3", "radii=[0,5,10]")
     ended = run_main("compare", *command)
     assert (ended.code, ended.error) == (0, None), ended.err
     shown = table(here / "all" / "report.md")
-    assert set(shown.columns) == {*ALL, "direct", "enumerate"}
+    assert set(shown.columns) == {*ALL, "direct", "enumerate", *LATENT}
+    assert all("latent" in shown.loc["does not apply", name] for name in LATENT[:1])
+    assert all("surrogate=FILE" in shown.loc["does not apply", name] for name in LATENT[1:])
     assert "not exact under bilinear" in shown.loc["does not apply", "direct"]
     assert shown.loc["does not apply", "enumerate"]
     for name in ALL:

@@ -83,7 +83,7 @@ def test_every_group_is_reachable(command):
     cfg = compose(command)
     for group in GROUPS:
         assert group in cfg, f"{command} does not know {group}"
-    for key in ("seed", "block", "backend", "checkpoint", "store", "bounds", "images"):
+    for key in ("seed", "block", "backend", "checkpoint", "surrogate", "store", "bounds", "images"):
         assert key in cfg
 
 
@@ -117,13 +117,15 @@ BOUND_ABOVE = ("logger", "train", "attack", "trainer")
 
 
 @pytest.mark.parametrize(("group", "option"), [o for o in OPTIONS if o[0] not in BOUND_ABOVE])
-def test_every_option_constructs(group, option, tmp_path):
+def test_every_option_constructs(group, option, surrogate_file):
     """What hangs on the option alone is really built."""
-    cfg = compose("certify", f"{group}={option}", *OWN.get((group, option), ()))
+    cfg = compose("certify", f"{group}={option}", *OWN.get((group, option), ()), f"surrogate={surrogate_file}")
     if group == "error" and option == "none":
         cfg = compose("certify", "error=none", "certify=direct")
     node = cfg[group].dataset if group == "data" else cfg[group]
     made = instantiate(node)
+    if group == "network":  # the task tells it what it imitates
+        made = made("rotation", ["degrees"], [-30.0], [30.0])
     if node is None:
         assert made is None
     else:

@@ -14,9 +14,11 @@ from torch import nn
 from covers import Linear, digits, exact_p, linear_case, visiting
 from gsmooth_lightning.certify import ABSTAIN, CoverCertifier
 from gsmooth_lightning.certify import cover as module
-from gsmooth_lightning.certify.cover import Cover, Slice, parts
+from gsmooth_lightning.certify.cover import Cover, Slice
 from gsmooth_lightning.confidence import group_sequential
+from gsmooth_lightning.error import slices as slicing
 from gsmooth_lightning.error.movement import movements
+from gsmooth_lightning.error.slices import parts
 from gsmooth_lightning.preprocess import DiscVignette, LowPass
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Gaussian
@@ -95,7 +97,7 @@ def test_distance_is_a_share_where_units_differ():
         TransformationThreat(psi, [-10, -0.2], [30, 0.2], saved="real"), transform=Brightness(), law=Gaussian(0.3)
     )
     for low, high, share in ((15.0, 20.0, 0.5), (-6.0, -5.0, 0.5), (-1.0, 2.0, 0.0)):
-        near = state.near(torch.tensor([low]).double(), torch.tensor([high]).double())
+        near = state.pieces.near(torch.tensor([low]).double(), torch.tensor([high]).double())
         assert near <= share
         assert near == pytest.approx(share, rel=1e-9)
 
@@ -113,7 +115,7 @@ def test_parts_are_at_least_two_and_share_edges(margins):
 
 def test_too_many_slices_end_the_certificate(monkeypatch):
     """At depth 0 nothing is certified; a slice that would need too many parts fails where it begins."""
-    monkeypatch.setattr(module, "MOST_SLICES", 5)
+    monkeypatch.setattr(slicing, "MOST_SLICES", 5)
     threat = TransformationThreat(Rotation(), -20, 20)
     certifier, smoothed = CoverCertifier(16, 128), visiting(base=Linear(torch.ones(256), 0.0))
     (_, certificate) = next(iter(certifier.certify(smoothed, threat, [(0, digits(3)[0])])))

@@ -20,7 +20,7 @@ from gsmooth_lightning.certify import (
     cover,
 )
 from gsmooth_lightning.certify.cover import Cover
-from gsmooth_lightning.error import ImageBound
+from gsmooth_lightning.error import ImageBound, slices
 from gsmooth_lightning.errors import RequestError, UncertifiableError
 from gsmooth_lightning.plans import FixedN
 from gsmooth_lightning.preprocess import DiscVignette, LowPass
@@ -431,7 +431,7 @@ def test_what_differs_at_0_is_charged(step, movement):
 
 
 def test_a_range_with_too_many_slices_says_so(monkeypatch):
-    monkeypatch.setattr(cover, "MOST_SLICES", 3)
+    monkeypatch.setattr(slices, "MOST_SLICES", 3)
     (x,) = digits(3)
     smoothed, threat = visiting(base=Always()), TransformationThreat(RotationalBlur(), 0, 60)
     found = finish(CoverCertifier(16, 64).procedure(smoothed, threat, x, Stream(0, 0)))

@@ -117,13 +117,34 @@ def certify_function(scope):
     assert len(certificate.details["slices"]) > 0
 
 
-def test_notebook_runs_and_shows_the_picture(tmp_path):
-    notebook = nbformat.read(ROOT / "notebooks" / "quickstart.ipynb", as_version=4)
-    for cell in notebook.cells:  # fewer epochs and images than a reader has
-        cell.source = cell.source.replace("train.epochs=25", "train.epochs=4").replace(
-            "images.every=10", "images.every=80"
-        )
+@pytest.mark.parametrize(
+    ("name", "smaller", "pictures", "guarantees"),
+    [
+        ("quickstart", {"train.epochs=25": "train.epochs=4", "images.every=10": "images.every=80"}, 1, {}),
+        (
+            "gsmooth",
+            {"train.epochs=30": "train.epochs=2", "train.epochs=20": "train.epochs=2", "every=20": "every=200"},
+            5,
+            {
+                "compare/latent": "sound",
+                "compare/latent_surrogate": "surrogate",
+                "compare/corollary_proved": "surrogate",
+                "compare/corollary": "heuristic",
+                "folded_normal_certify": "sound",
+            },
+        ),
+    ],
+)
+def test_notebook_runs_and_shows_its_pictures(name, smaller, pictures, guarantees, tmp_path):
+    """The notebook with fewer epochs and images than a reader has; each store says what it guarantees."""
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    for shown, run in smaller.items():
+        assert any(shown in cell.source for cell in notebook.cells)
+        for cell in notebook.cells:
+            cell.source = cell.source.replace(shown, run)
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
-    pictures = [o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
-    assert len(pictures) == 1
-    assert (tmp_path / "quickstart" / "report.md").exists()
+    found = [o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+    assert len(found) == pictures
+    for store, guarantee in guarantees.items():
+        assert {record["guarantee"] for record in read(tmp_path / name / store)} == {guarantee}
+    assert list((tmp_path / name).rglob("report.md"))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import QUIET, environment, run_main, run_task, shell, snapshot
+from conftest import QUIET, environment, interrupt, run_main, run_task, shell, snapshot
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.lit import ClassifierModule
 
@@ -28,18 +28,6 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return all(torch.equal(a[key], b[key]) for key in a)
 
 
-def interrupt(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
-    """The power goes in the middle of an epoch (of batches of 256)."""
-    step = ClassifierModule.training_step
-
-    def failing(self, batch, batch_idx):
-        if (self.current_epoch, batch_idx) == (epoch, 2):
-            raise ZeroDivisionError("power")
-        return step(self, batch, batch_idx)
-
-    monkeypatch.setattr(ClassifierModule, "training_step", failing)
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -54,7 +42,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(options, here, monk
     """Bit for bit: order of the images, augmentation, noise, optimizer, schedule and averages go on as they were."""
     whole = weights(run_task("train", *FEW, *options, "store=whole"))
     with monkeypatch.context() as patch:
-        interrupt(patch, epoch=2)
+        interrupt(patch, ClassifierModule, epoch=2)
         with pytest.raises(ZeroDivisionError):
             run_task("train", *FEW, *options, "store=cut")
     assert (here / "cut" / "resume.ckpt").exists()
@@ -105,7 +93,7 @@ def test_the_seed_decides_the_weights(here):
 def test_a_resumed_training_must_be_the_same(here, monkeypatch):
     """Another learning rate is another run, also while the first is unfinished."""
     with monkeypatch.context() as patch:
-        interrupt(patch, epoch=1)
+        interrupt(patch, ClassifierModule, epoch=1)
         with pytest.raises(ZeroDivisionError):
             run_task("train", *FEW, "store=cut")
     before = snapshot(here)

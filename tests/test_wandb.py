@@ -149,3 +149,19 @@ def test_commands_in_one_process_do_not_share_a_run(offline):
     history, _ = logged(offline / "trained")
     assert "train/loss" in history
     assert "certificates" not in history
+
+
+def test_pictures_of_a_surrogate(offline):
+    """Its errors and its picture, once an epoch."""
+    tiny = ("data.size=8", "data.enlarge=null", "network.widths=[4]", "network.hidden=4", "network.latent=4")
+    logged_there = (o for o in WANDB if o.startswith(("trainer", "logger")))
+    run_task("surrogate", *logged_there, *tiny, "train.epochs=2", f"store={offline}/run")
+    wandb.finish()
+    history, run = logged(offline / "run")
+    for key in ("train/loss", "val/loss", "val/worst", "val/start", "val/residual"):
+        assert len(history[key]) == 2, key
+    assert len(history["surrogate"]) == 2
+    for picture in history["surrogate"]:
+        assert picture["_type"] == "images/separated"
+        (name,) = picture["filenames"]
+        assert (run / "files" / name).read_bytes().startswith(b"\x89PNG")

@@ -4,6 +4,7 @@ import runpy
 import sys
 
 COMMANDS = {
+    "surrogate": "train a network that imitates a transformation",
     "train": "train a base classifier for the smoothing it will be certified under",
     "bound": "bound the interpolation error of images",
     "certify": "certify images; the same command again resumes",
@@ -18,7 +19,7 @@ COMMANDS = {
 def main() -> None:
     """Runs a command's module with the arguments that follow."""
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
-        listing = "\n".join(f"  {name:8} {text}" for name, text in COMMANDS.items())
+        listing = "\n".join(f"  {name:9} {text}" for name, text in COMMANDS.items())
         usage = f"usage: gsmooth COMMAND [OVERRIDES], gsmooth COMMAND --help\n{listing}"
         if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
             print(usage)

@@ -256,11 +256,8 @@ class SmoothedClassifier(nn.Module):
         allows for every float32. For an exact one it is rounded to the grid of `parameter_step`.
         """
         pixels, dim = 0.0, math.prod(self.encoded_shape(x))
-        if isinstance(self.noise, Gaussian):
-            pixels = sampling_slack(dim, self.noise.largest_sigma * self.levels)
-        elif self.noise is not None:  # every cell of the law's span, beyond which lies 2^-52 of the mass
-            low, high = self.noise.span
-            pixels = sampling_slack(dim, (high - low) * self.levels / 26)
+        if self.noise is not None:
+            pixels = self.noise.slack(dim, self.levels)
         cells = 2.0**25 if isinstance(self.law, Gaussian) else 2.0**28
         if self.parameter_step:
             assert self.law is not None

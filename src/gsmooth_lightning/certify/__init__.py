@@ -5,6 +5,7 @@ from gsmooth_lightning.certify.base import ABSTAIN, Certificate, Certifier
 from gsmooth_lightning.certify.cover import CoverCertifier
 from gsmooth_lightning.certify.enumerate import EnumerationCertifier
 from gsmooth_lightning.certify.joint import JointCertifier
+from gsmooth_lightning.certify.latent import LatentCertifier
 from gsmooth_lightning.certify.nested import NestedCertifier
 from gsmooth_lightning.certify.percentile import CertifiedInterval, PercentileCertifier
 from gsmooth_lightning.certify.received import ReceivedCertifier
@@ -23,6 +24,7 @@ __all__ = [
     "FixedN",
     "GroupSequential",
     "JointCertifier",
+    "LatentCertifier",
     "NestedCertifier",
     "PercentileCertifier",
     "ReceivedCertifier",

@@ -189,6 +189,7 @@ class TransferCertifier(Certifier):
                 "alpha_E": bound.alpha,
                 "slack": slack,
                 "dim": dim,
+                **({"curve": bound.curve, "slope": bound.slope} if bound.curve else {}),
                 **bound.details,
             },
         )
@@ -243,9 +244,11 @@ class InterpolatedCertifier(TransferCertifier):
 
     Attributes:
         reverse: votes are counted at a received file, and the bound must be for one; otherwise clean images.
+        latent: the bound must be of a displacement in latent space.
     """
 
     reverse: bool = False
+    latent: bool = False
 
     def __init__(self, plan: SamplingPlan, error: ErrorBound | None, top_k: int = 1):
         super().__init__(plan, top_k)
@@ -255,7 +258,13 @@ class InterpolatedCertifier(TransferCertifier):
         if self.error is None:
             raise UncertifiableError(
                 "this theorem needs a bound on the interpolation error; use error=image with certify=joint, "
-                "error=image_hard with certify=nested, error=inverse with certify=received"
+                "error=image_hard with certify=nested, error=inverse with certify=received, error=latent with "
+                "certify=latent"
+            )
+        if self.error.latent != self.latent:
+            raise UncertifiableError(
+                "a displacement in latent space and certify=latent go together; use error=latent with it, and "
+                "error=image with certify=joint"
             )
         if self.error.reverse and not self.reverse:
             raise UncertifiableError("this error bound is for received files; use certify=received, or error=image")

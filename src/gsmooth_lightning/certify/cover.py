@@ -18,8 +18,8 @@ from gsmooth_lightning.certify.additive import check_law
 from gsmooth_lightning.certify.base import ABSTAIN, Certificate, Certifier
 from gsmooth_lightning.certify.transfer import law_transfer, required
 from gsmooth_lightning.confidence import Counts, clopper_pearson_upper, group_sequential, looks_up_to
-from gsmooth_lightning.error.movement import middle_images, movements
 from gsmooth_lightning.error.rounding import TAIL, file_rounding
+from gsmooth_lightning.error.slices import GRIDDED, MOST_SLICES, Piece, Slices, covered, start_error
 from gsmooth_lightning.errors import RequestError, UncertifiableError, check_whole
 from gsmooth_lightning.plans import GroupSequential
 from gsmooth_lightning.preprocess import lipschitz
@@ -30,27 +30,13 @@ from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.threat import Threat, TransformationThreat
 from gsmooth_lightning.transform import (
     Brightness,
-    Composition,
-    Function,
-    Identity,
     Mover,
-    Stepwise,
     Transform,
-    compute,
     same,
 )
-from gsmooth_lightning.transform.compose import AFFINE, VISITED
-
-GRIDDED = (
-    "the function was tried at the middles of a grid's cells, without a bound of how far it moves images in between"
-)
-"""What a certificate for a function without a movement bound takes for granted."""
 
 AT_ONCE = 16
 """Slices that are tested side by side."""
-
-MOST_SLICES = 20_000
-"""How many slices an image may need before it is left."""
 
 LEFT = f"the range needs more than {MOST_SLICES:,} slices; raise noise.sigma or certify.margins, or narrow the threat"
 """What a certificate says that was left for it."""
@@ -58,19 +44,13 @@ LEFT = f"the range needs more than {MOST_SLICES:,} slices; raise noise.sigma or 
 ERROR_STEP = 0.02
 """Errors are rounded up to multiples of it, so that few tests have to be computed."""
 
-FAR = 8
-"""Slices that move the image by more margins than this are halved; others are cut at once into as many as they need."""
-
-START = 1e-5
-"""By how much a pixel of psi(x, 0) may differ from x."""
-
 HOPELESS = 1e-2
 """A failed slice is cut only if its votes, at this level, leave room for the next test."""
 
 
 @dataclass
 class Slice:
-    """A part of the attack's parameters.
+    """A slice of the attack's parameters to test.
 
     Attributes:
         low, high: ends, (dim,).
@@ -84,26 +64,6 @@ class Slice:
     error: float
     near: float
     depth: int
-
-
-def covered(threat: Threat) -> tuple[Transform, Transform]:
-    """The transformation whose parameters are covered, and what comes after it (the identity if nothing does). With
-    threat.step it may be any: all parameters there are are listed.
-
-    Raises:
-        UncertifiableError: another transformation.
-    """
-    if not isinstance(threat, TransformationThreat):
-        raise UncertifiableError("pixel threats have no parameters to cover; use certify=direct")
-    transform = threat.transform
-    first, *rest = transform.parts if isinstance(transform, Composition) else (transform,)
-    visited = isinstance(first, VISITED) or threat.step is not None
-    if not visited or len(rest) > 1 or not all(isinstance(part, AFFINE) for part in rest):
-        raise UncertifiableError(
-            "covered are rotation, translation, scaling, shear, blurs (not the Gaussian one), pixelation and your own "
-            "function, each alone or with brightness or contrast after it; use certify=direct or joint"
-        )
-    return first, rest[0] if rest else Identity()
 
 
 class CoverCertifier(Certifier):
@@ -159,10 +119,6 @@ class CoverCertifier(Certifier):
     def check(self, smoothed: SmoothedClassifier, threat: Threat) -> None:
         first, rest = covered(threat)
         assert isinstance(threat, TransformationThreat)
-        if isinstance(first, Mover) and threat.step is None:
-            first.check_movement()
-        if min(threat.lows[: first.dim]) < first.lowest:
-            raise UncertifiableError(f"{first.name} has no parameters below {first.lowest:g}; set threat.low to it")
         if rest.dim and threat.lows[first.dim :] == threat.highs[first.dim :]:
             raise UncertifiableError(f"{rest.name} has no range in this threat; leave it out")
         if not same(smoothed.transform, rest):
@@ -223,7 +179,7 @@ class CoverCertifier(Certifier):
             prediction=top if cover.limit > 0 else ABSTAIN,
             radius=min(cover.limit, threat.reach),
             unit=threat.unit,
-            guarantee="heuristic" if cover.gridded else "sound",
+            guarantee="heuristic" if cover.pieces.gridded else "sound",
             alpha=self.alpha,
             selection=selection[:-1].tolist(),
             counts=cover.counts[:-1].tolist(),
@@ -231,7 +187,7 @@ class CoverCertifier(Certifier):
             seed=stream.seed,
             evaluations=cover.spent,
             details={"slices": cover.tested, "slack": cover.slack}
-            | ({"rests_on": GRIDDED} if cover.gridded else {})
+            | ({"rests_on": GRIDDED} if cover.pieces.gridded else {})
             | ({"left": LEFT} if cover.left else {}),
         )
 
@@ -241,10 +197,8 @@ class Cover:
 
     Attributes:
         start: `start_error`, by how much the clean image may be farther from a middle than the files.
-        cuts: whether slices are cut from the range, and those that fail are cut again; otherwise they are listed.
         limit: least radius at which a slice has failed.
-        left: whether a box needed more than MOST_SLICES.
-        gridded: whether slices are cells of a grid, of which the middles alone are known.
+        left: whether a box needed too many slices.
         tested: of each slice (ends, error in sigma, depth, pA needed, votes for the class, draws, passed).
     """
 
@@ -259,9 +213,7 @@ class Cover:
         start: float,
     ):
         self.certifier, self.smoothed, self.threat, self.x, self.stream = certifier, smoothed, threat, x, stream
-        self.first, rest = covered(threat)
-        self.gridded = isinstance(self.first, Function) and self.first.bound is None and threat.step is None
-        self.cuts = threat.step is None and not isinstance(self.first, Stepwise) and not self.gridded
+        self.pieces, (_, rest) = Slices(smoothed, threat, x), covered(threat)
         self.top, self.start, self.slack = top, start, smoothed.slack(x)
         assert isinstance(smoothed.noise, Gaussian)
         self.sigma = float(smoothed.noise.sigma.min())
@@ -283,82 +235,36 @@ class Cover:
             order = np.argsort(sure.cpu().numpy(), kind="stable")
             yield from together((self.hold(wave[i]) for i in order), AT_ONCE)
 
-    # -------------------------------------------------- slices
-
     def slices(self) -> Generator[Any, Any, list[Slice]]:
-        """All of the attacker's parameters: listed by threat.step, by outcome or on a grid, or cut into slices."""
-        dim, threat, device = self.first.dim, self.threat, self.x.device
-        low, high = (
-            torch.tensor(ends[:dim], dtype=torch.float64, device=device) for ends in (threat.lows, threat.highs)
-        )
-        if threat.step is not None:
-            at = threat.parameters(2)[0][:, :dim].unique(dim=0).double().to(device)
-            return (yield from self.listed(at, at, at * (1 - 1e-6)))  # a multiple of the step may round up
-        if isinstance(self.first, Stepwise):
-            nearest, at = (ends.to(device) for ends in self.first.outcomes(float(low), float(high), self.x.shape))
-            return (yield from self.listed(at, at, nearest))
-        if self.gridded:
-            axes = [torch.arange(self.certifier.cells, dtype=torch.float64, device=device)] * dim
-            corner, width = torch.cartesian_prod(*axes).view(-1, dim), (high - low) / self.certifier.cells
-            lows, highs = low + width * corner, low + width * (corner + 1)
-            return (yield from self.listed(lows, highs, torch.zeros_like(lows).clamp(lows, highs)))
-        return (yield from self.cut(low, high, 0))
+        """All of the attacker's parameters."""
+        pieces = yield from self.pieces.whole(self.margin(0), self.certifier.cells)
+        return self.as_slices(pieces, 0, 0.0)
 
-    def listed(self, low: Tensor, high: Tensor, nearest: Tensor) -> Generator[Any, Any, list[Slice]]:
-        """A slice for each row, (k, dim): what holds at its middle holds for all of it."""
-        middle, slices = (low + high) / 2, []
-        for a, b, m, point in zip(*(part.split(AT_ONCE) for part in (low, high, middle, nearest)), strict=True):
-            (found,) = yield [partial(movements, self.smoothed, self.threat, self.first, self.x, m, m)]
-            ends = zip(a, b, point, found.sum(1).tolist(), strict=True)
-            slices += [Slice(i, j, self.error(moved), self.near(p, p), 0) for i, j, p, moved in ends]
-        return sorted(slices, key=lambda s: s.near)
+    def cut(self, low: Tensor, high: Tensor, depth: int) -> Generator[Any, Any, list[Slice]]:
+        """Slices of a box at a depth."""
+        pieces = yield from self.pieces.cut(low, high, self.margin(depth))
+        return self.as_slices(pieces, depth, self.pieces.near(low, high))
+
+    def margin(self, depth: int) -> float:
+        """How far gamma may move the pixels of a slice."""
+        return self.certifier.margins[depth] * self.sigma / self.stretch
+
+    def as_slices(self, pieces: Sequence[Piece] | None, depth: int, near: float) -> list[Slice]:
+        """Slices to test; where there are too many, none, and the box fails from `near` on."""
+        if pieces is None:
+            self.limit, self.left = min(self.limit, near), True
+            return []
+        return [Slice(p.low, p.high, self.error(p.moved + p.fixed), p.near, depth) for p in pieces]
 
     def error(self, moved: float) -> float:
         """How far the pixels of a slice and the clean image are from its middle in sigma, rounded up to a step."""
         moved = self.stretch * (moved + self.start) / self.sigma
         return math.ceil((moved + self.rounding) / ERROR_STEP) * ERROR_STEP
 
-    def cut(self, low: Tensor, high: Tensor, depth: int) -> Generator[Any, Any, list[Slice]]:
-        """Slices of a box within which gamma moves the pixels by at most the margin of this depth, by distance from 0.
-
-        Empty where there would be more than MOST_SLICES: the box then fails.
-        """
-        margin = self.certifier.margins[depth] * self.sigma / self.stretch
-        ends = zip(self.threat.highs, self.threat.lows, strict=True)
-        width = torch.tensor([b - a for b, a in ends], dtype=torch.float64, device=low.device)[: len(low)]
-        slices: list[Slice] = []
-        pieces = [(low, high)]
-        while pieces:
-            if len(slices) + len(pieces) > MOST_SLICES:
-                self.limit, self.left = min(self.limit, self.near(low, high)), True
-                return []
-            lows, highs = (torch.stack(ends) for ends in zip(*pieces, strict=True))
-            moved = partial(movements, self.smoothed, self.threat, self.first, self.x)
-            found = yield [partial(moved, a, b) for a, b in zip(lows.split(AT_ONCE), highs.split(AT_ONCE), strict=True)]
-            pieces = []
-            for a, b, (moves, fixed) in zip(lows, highs, torch.cat(found).tolist(), strict=True):
-                if moves <= margin:
-                    slices.append(Slice(a, b, self.error(moves + fixed), self.near(a, b), depth))
-                else:
-                    pieces += parts(a, b, int(((b - a) / width.clamp_min(1e-300)).argmax()), moves / margin)
-        return sorted(slices, key=lambda s: s.near)
-
-    def near(self, low: Tensor, high: Tensor) -> float:
-        """The least radius of the threat within which a parameter of a box lies, rounded down."""
-        nearest = torch.zeros(1, len(self.threat.lows), dtype=torch.float64, device=low.device)
-        nearest[0, : len(low)] = torch.zeros_like(low).clamp(low, high)
-        return float(self.threat.distance(nearest)) * (1 - 1e-12)
-
-    @torch.inference_mode()
-    def middles(self, slices: Sequence[Slice]) -> Tensor:
-        """What is classified for each slice, (slices, c, h, w)."""
-        low, high = (torch.stack(ends) for ends in zip(*((s.low, s.high) for s in slices), strict=True))
-        return middle_images(self.threat, self.first, self.x, low, high)
-
     @torch.inference_mode()
     def sureness(self, wave: Sequence[Slice]) -> Tensor:
         """By how much the network without noise prefers the class in the middle of each slice, (slices,)."""
-        images = self.middles(wave)
+        images = self.pieces.middles(wave)
         padded = torch.cat([images, images[:1].expand(self.smoothed.block - len(images), *self.x.shape)])
         theta = torch.zeros(len(padded), self.smoothed.transform.dim, device=self.x.device)
         out = self.smoothed.outputs(self.smoothed.encode(padded, theta) * (1 / self.smoothed.levels))[: len(wave)]
@@ -375,7 +281,7 @@ class Cover:
             return
         certifier, plan = self.certifier, self.certifier.plans[s.depth]
         needed = self.needed(s.error)
-        stream, image = self.stream.within("estimate", len(self.tested)), self.middles([s])[0]
+        stream, image = self.stream.within("estimate", len(self.tested)), self.pieces.middles([s])[0]
         record = [s.low.tolist(), s.high.tolist(), s.error, s.depth, needed, 0, 0, False]
         self.tested.append(record)
         count, n = 0, 0
@@ -389,7 +295,7 @@ class Cover:
             record[5:] = [count, n, outcome.passed is not None]
             if outcome.passed is not None:
                 return
-        if self.cuts and s.depth + 1 < len(certifier.margins) and self.hopeful(s, count, n):
+        if self.pieces.cuts and s.depth + 1 < len(certifier.margins) and self.hopeful(s, count, n):
             narrower = yield from self.cut(s.low, s.high, s.depth + 1)
             for part in narrower:
                 yield from self.hold(part)
@@ -407,30 +313,6 @@ class Cover:
         return n == 0 or bool(clopper_pearson_upper(count, n, HOPELESS) > self.needed(max(0.0, s.error - saved)))
 
 
-@torch.inference_mode()
-def start_error(smoothed: SmoothedClassifier, threat: TransformationThreat, x: Tensor) -> float:
-    """Bound of ||P(file(psi(x, 0))) - P(x)||_2: the class is chosen at x, but slices hold files, and that of 0 may
-    differ from x by START a pixel.
-
-    Raises:
-        UncertifiableError: a pixel of psi(x, 0) differs from x by more than START.
-        RequestError: a user's function that gives two results for the same parameters, at the ends of the range.
-    """
-    first, _ = covered(threat)
-    start = compute(threat.transform, x[None], torch.zeros(1, threat.transform.dim, device=x.device))[0].float()
-    if not bool((start - x).abs().max() <= START):
-        raise UncertifiableError(
-            f"{first.name} at 0 is not the image itself, so that what is covered does not contain it; change its "
-            "options or its parameters so that 0 leaves every image alone"
-        )
-    if isinstance(first, Function):
-        ends = threat.parameters(2)[0][[0, -1], : first.dim].to(x.device)
-        once, again = (first(x.expand(2, *x.shape), ends) for _ in range(2))
-        if not torch.equal(once, again):
-            raise RequestError(f"{first.name} must be deterministic: the same image and parameters gave two results")
-    return lipschitz(smoothed.preprocess) * float((threat.save(start).double() - x).norm()) * (1 + 1e-9)
-
-
 def afterwards(
     smoothed: SmoothedClassifier, threat: TransformationThreat, rest: Transform, x: Tensor
 ) -> tuple[float, float]:
@@ -446,15 +328,3 @@ def afterwards(
     largest = torch.full_like(x, (first.gain if isinstance(first, Mover) else 1.0) * (1 + threat.l2))
     # twice: compositions that interpolate are computed in float32
     return stretch, 2 * file_rounding(smoothed, TransformationThreat(rest, lows, highs, saved="real"), largest)
-
-
-def parts(low: Tensor, high: Tensor, axis: int, margins: float) -> list[tuple[Tensor, Tensor]]:
-    """A box cut along an axis, by how many margins it moves the image."""
-    number = 2 if margins > FAR else math.ceil(1.15 * margins)
-    ends = torch.linspace(float(low[axis]), float(high[axis]), number + 1, dtype=torch.float64).tolist()
-    found = []
-    for a, b in itertools.pairwise(ends):
-        lower, upper = low.clone(), high.clone()
-        lower[axis], upper[axis] = a, b
-        found.append((lower, upper))
-    return found

@@ -45,7 +45,14 @@ def rebound(
         raise RequestError("the store was written by an older version, without its error bounds; certify again")
     if record["n"] != plan.n:
         raise RequestError(f"image {record['index']} has {record['n']} draws, not {plan.n}; restore the store")
-    bound = Bound(details["E"], details["rho"], details["alpha_E"], record["guarantee"])
+    bound = Bound(
+        details["E"],
+        details["rho"],
+        details["alpha_E"],
+        record["guarantee"],
+        curve=details.get("curve", ()),
+        slope=details.get("slope", 0.0),
+    )
     transfer = certifier.transfer(smoothed, threat, bound, details["dim"], details["slack"])
     outcome = plan.conclude(np.array([*record["selection"], 0]), np.array([*record["counts"], 0]))
     prediction, radius = certifier.verdict(outcome, transfer, threat.reach)

@@ -2,7 +2,9 @@
 
 from gsmooth_lightning.error.assumed import AssumedBound
 from gsmooth_lightning.error.base import Bound, Conditions, ErrorBound
+from gsmooth_lightning.error.imitation import CorollaryBound, SurrogateDisplacement
 from gsmooth_lightning.error.inverse import InverseBound
+from gsmooth_lightning.error.latent import RealDisplacement
 from gsmooth_lightning.error.sampled import CalibratedBound, DistributionBound, ImageBound, PooledBound
 from gsmooth_lightning.error.stored import StoredBound
 
@@ -11,10 +13,13 @@ __all__ = [
     "Bound",
     "CalibratedBound",
     "Conditions",
+    "CorollaryBound",
     "DistributionBound",
     "ErrorBound",
     "ImageBound",
     "InverseBound",
     "PooledBound",
+    "RealDisplacement",
     "StoredBound",
+    "SurrogateDisplacement",
 ]

@@ -33,6 +33,10 @@ class Bound:
         guarantee: "sound", "distributional" or "heuristic" (theory.md section 5).
         details: how it was made.
         parts: bounds that hold for the parts of a partition at once, whose norm is `value`; without one, E alone.
+        curve: of a bound in latent space, rows (radius, a_1, ..., a_m, E): attacks from that radius on move the latent
+            by A1 a and at most E sigma more; an attack that leaves no fewer votes than one at a smaller radius has no
+            row of its own. value is the largest E.
+        slope: what E grows by a unit of radius, beside the curve (Corollary 1's M*).
     """
 
     value: float
@@ -41,9 +45,12 @@ class Bound:
     guarantee: str
     details: dict[str, Any] = field(default_factory=dict)
     parts: tuple[float, ...] = ()
+    curve: tuple[tuple[float, ...], ...] = ()
+    slope: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", tuple(self.parts) or (self.value,))
+        object.__setattr__(self, "curve", tuple(map(tuple, self.curve)))
 
 
 def norm_of(parts: tuple[float, ...]) -> float:
@@ -74,6 +81,7 @@ class ErrorBound(ABC):
         free: E is 0, and nothing has to be paid for with pixel noise.
         covers_l2: E holds for files that are changed by threat.l2 as well.
         reverse: the bound is for a received file, whatever clean image it was made from (IndivSPT).
+        latent: the bound is a displacement in latent space, for certify=latent.
     """
 
     partition: str | None = None
@@ -81,6 +89,7 @@ class ErrorBound(ABC):
     free: bool = False
     covers_l2: bool = False
     reverse: bool = False
+    latent: bool = False
 
     def check(self, smoothed: SmoothedClassifier, threat: Threat) -> TransformationThreat:
         """Refuses a threat or classifier for which the defect has no meaning.

@@ -9,7 +9,7 @@ from gsmooth_lightning.error.base import Bound, Conditions, ErrorBound
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.stream import Stream, content_digest
-from gsmooth_lightning.threat import TransformationThreat
+from gsmooth_lightning.threat import Threat, TransformationThreat
 
 
 class StoredBound(ErrorBound):
@@ -22,10 +22,14 @@ class StoredBound(ErrorBound):
     """
 
     def __init__(self, records: Iterable[dict[str, Any]], conditions: Conditions, made_by: ErrorBound):
-        fields = ("value", "rho", "alpha", "guarantee", "details", "parts")
+        fields = ("value", "rho", "alpha", "guarantee", "details", "parts", "curve", "slope")
         self.bounds = {r["index"]: (r["input"], Bound(**{f: r[f] for f in fields if f in r})) for r in records}
-        self.conditions, self.partition, self.soft = conditions, made_by.partition, made_by.soft
-        self.reverse, self.covers_l2 = made_by.reverse, made_by.covers_l2
+        self.conditions, self.made_by = conditions, made_by
+        self.partition, self.soft = made_by.partition, made_by.soft
+        self.reverse, self.covers_l2, self.latent = made_by.reverse, made_by.covers_l2, made_by.latent
+
+    def check(self, smoothed: SmoothedClassifier, threat: Threat) -> TransformationThreat:
+        return self.made_by.check(smoothed, threat)
 
     def procedure(
         self, smoothed: SmoothedClassifier, threat: TransformationThreat, x: Tensor, stream: Stream

@@ -4,6 +4,8 @@ from gsmooth_lightning.lit.callbacks import TrainingProgress
 from gsmooth_lightning.lit.certification import AttackModule, BoundModule, CertificationModule
 from gsmooth_lightning.lit.classifier import ClassifierModule
 from gsmooth_lightning.lit.datamodule import ImageDataModule
+from gsmooth_lightning.lit.optimized import OptimizedModule
+from gsmooth_lightning.lit.surrogate import SurrogateModule
 
 __all__ = [
     "AttackModule",
@@ -11,5 +13,7 @@ __all__ = [
     "CertificationModule",
     "ClassifierModule",
     "ImageDataModule",
+    "OptimizedModule",
+    "SurrogateModule",
     "TrainingProgress",
 ]

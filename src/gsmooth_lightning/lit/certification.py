@@ -43,10 +43,11 @@ class StoredPrediction(pl.LightningModule):
 
     def predict_step(self, batch: tuple[Iterable[Tensor], Tensor, Tensor], batch_idx: int) -> None:
         """Works on one batch; images of different shapes are a list."""
-        items = [(int(i), int(y), self.threat.prepare(x[None])[0]) for x, y, i in zip(*batch, strict=True)]
-        known = {index: {"label": label, "input": content_digest(x)} for index, label, x in items}
-        for record in self.records(items):
-            self.store.append({"index": record["index"], **known[record["index"]], **record})
+        with torch.autocast(self.device.type, enabled=False):  # bounds are of images as float32 computes them
+            items = [(int(i), int(y), self.threat.prepare(x[None])[0]) for x, y, i in zip(*batch, strict=True)]
+            known = {index: {"label": label, "input": content_digest(x)} for index, label, x in items}
+            for record in self.records(items):
+                self.store.append({"index": record["index"], **known[record["index"]], **record})
 
     def configure_optimizers(self) -> None:
         """Nothing is trained."""

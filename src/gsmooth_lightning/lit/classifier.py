@@ -1,29 +1,23 @@
 """Training a base classifier for the smoothing it will be certified under."""
 
-import inspect
-from collections.abc import Callable
+from typing import Any
 
-import pytorch_lightning as pl
-import torch
-from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from gsmooth_lightning.lit.optimized import OptimizedModule
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.threat import Threat
 from gsmooth_lightning.train import NoiseAugmentation
 
 
-class ClassifierModule(pl.LightningModule):
+class ClassifierModule(OptimizedModule):
     """Trains `smoothed.base` with an objective; validates it at one draw of the smoothing, whatever the objective.
 
     Args:
         smoothed: transformation, preprocessing and laws that the network is trained under.
         threat: prepares the inputs (enlargement, saved format).
         objective: (smoothed, x, y, epoch) -> (loss, logits), e.g. `train.NoiseAugmentation`.
-        optimizer: parameters -> optimizer.
-        scheduler: (optimizer) -> learning-rate schedule, or None; one that takes `total_steps` is told.
-        interval: "step" or "epoch": when the schedule moves on.
-        total_steps: of the optimizer, in the whole training.
+        optimization: see `OptimizedModule`.
     """
 
     def __init__(
@@ -31,16 +25,15 @@ class ClassifierModule(pl.LightningModule):
         smoothed: SmoothedClassifier,
         threat: Threat,
         objective: nn.Module,
-        optimizer: Callable[..., torch.optim.Optimizer],
-        scheduler: Callable[..., torch.optim.lr_scheduler.LRScheduler] | None = None,
-        interval: str = "step",
-        total_steps: int = 1,
+        *optimization: Any,
     ):
-        super().__init__()
+        super().__init__(*optimization)
         self.smoothed, self.threat, self.objective = smoothed, threat, objective
-        self.optimizer, self.scheduler = optimizer, scheduler
-        self.interval, self.total_steps = interval, total_steps
         self.validation = NoiseAugmentation()
+
+    @property
+    def network(self) -> nn.Module:
+        return self.smoothed.base
 
     def _step(self, objective: nn.Module, batch: tuple[Tensor, Tensor, Tensor], stage: str) -> Tensor:
         x, y, _ = batch
@@ -60,12 +53,3 @@ class ClassifierModule(pl.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
         self._step(self.validation, batch, "val")
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Optimizer and schedule, as Lightning takes them."""
-        optimizer = self.optimizer(self.smoothed.base.parameters())
-        if self.scheduler is None:
-            return optimizer
-        told = "total_steps" in inspect.signature(self.scheduler).parameters
-        schedule = self.scheduler(optimizer, **({"total_steps": self.total_steps} if told else {}))
-        return [optimizer], [{"scheduler": schedule, "interval": self.interval}]  # type: ignore[return-value]

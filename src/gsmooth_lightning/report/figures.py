@@ -69,6 +69,22 @@ def comparison_figure(runs: Mapping[str, Sequence[Record]], with_envelope: bool 
     return figure
 
 
+def imitation_figure(columns: Sequence[tuple[Sequence[float], Tensor, Tensor]]) -> Figure:
+    """For each parameter, (parameter, transformed images, their imitations), a column: two rows an image."""
+    images = len(columns[0][1])
+    figure = Figure(figsize=(1.1 * len(columns), 2.2 * images), layout="constrained", facecolor="white")
+    axes = figure.subplots(2 * images, len(columns), squeeze=False)
+    figure.suptitle("transformed (above) and imitated (below), by parameter", fontsize=11)
+    for k, (parameter, *both) in enumerate(columns):
+        axes[0, k].set_title(", ".join(f"{v:+.3g}" for v in parameter), fontsize=8)
+        for kind, shown in enumerate(both):
+            for i, x in enumerate(shown):
+                axes[2 * i + kind, k].imshow(_displayed(x), cmap="gray", vmin=0, vmax=1)
+    for cell in axes.flat:
+        cell.axis("off")
+    return figure
+
+
 def _curve(figure, records: Sequence[Record], threat: Threat, attacked: Sequence[Record]) -> None:
     end = threat.reach if isinstance(threat, TransformationThreat) else 1.05 * largest(records) or 1.0
     radii = np.linspace(0, end, 241)

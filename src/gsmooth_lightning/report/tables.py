@@ -115,10 +115,8 @@ def certificate_rows(
     covered = [r["details"]["q_E"] for r in records if "q_E" in r.get("details", {})]
     if covered:
         rows["fraction of images that E covers (q_E)"] = f"at least {rounded(min(covered), up=False)}"
-    errors = [r["details"]["E"] for r in records if "rho" in r.get("details", {})]
-    if any(errors):
-        quantiles = ", ".join(rounded(e, up=True) for e in np.quantile(errors, [0.5, 0.9, 0.99]))
-        rows["E in units of the noise, 50, 90, 99 % of images"] = quantiles
+    own = [r["details"] for r in records if "rho" in r.get("details", {})]
+    rows |= quantile_rows([d["E"] for d in own], own, threat.unit)
     rows |= {
         **median_row(records, threat.unit),
         "evaluations an image": f"{np.mean([r['evaluations'] for r in records]):.0f}",
@@ -130,6 +128,22 @@ def certificate_rows(
         **left_rows(records),
         "intervals": INTERVALS,
     }
+    return rows
+
+
+def quantile_rows(errors: Sequence[float], details: Sequence[Record], unit: str) -> dict[str, str]:
+    """Quantiles of error bounds, if there are any: E, or Corollary 1's M*, and how far a surrogate starts from x."""
+    levels, rows = "50, 90, 99 % of images", {}
+
+    def quantiles(values: Sequence[float]) -> str:
+        return ", ".join(rounded(v, up=True) for v in np.quantile(values, [0.5, 0.9, 0.99]))
+
+    if any(errors):
+        of_slopes = any(d.get("slope") for d in details)
+        what = f"M* a {unit}" if of_slopes else "E"
+        rows[f"{what} in units of the noise, {levels}"] = quantiles(errors)
+    if starts := [d["start"] for d in details if "start" in d]:
+        rows[f"tau(0, x) to x in units of the noise, {levels}"] = quantiles(starts)
     return rows
 
 
@@ -184,9 +198,22 @@ def bound_rows(
 ) -> dict[str, str]:
     """Quantiles of the error bounds of a run, in l2.
 
-    sigma: of the noise, in whose units records keep them; None: it has several, and their units are shown.
+    sigma: of the noise, in whose units records keep them; None: it has several, and their units are shown. Those in
+    latent space stay in these units.
     """
     scale = sigma or 1.0
+    if any(r.get("curve") for r in records):
+        own = [r["details"] | {"slope": r["slope"]} for r in records]
+        return {
+            "images": f"{len(records)} ({images})",
+            "data": source,
+            "inputs": f"{threat.inputs}; radii in {threat.unit}",
+            **quantile_rows([r["value"] for r in records], own, threat.unit),
+            "threat": threat.describe(),
+            "guarantee": "; ".join(f"{g}: {MEANING[g]}" for g in sorted({r["guarantee"] for r in records})),
+            **rests_on(records),
+            "seconds an image": f"{np.mean([r['seconds'] for r in records]):.3f}",
+        }
     parts = scale * np.array([r.get("parts") or [r["value"]] for r in records])  # (images, parts)
     rho = np.array([r["rho"] for r in records])
     largest = [scale * r["details"]["largest"] for r in records if "largest" in r["details"]]

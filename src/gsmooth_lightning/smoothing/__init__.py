@@ -5,6 +5,7 @@ from gsmooth_lightning.smoothing.exponential import Exponential
 from gsmooth_lightning.smoothing.folded_normal import FoldedNormal
 from gsmooth_lightning.smoothing.gaussian import Gaussian
 from gsmooth_lightning.smoothing.laplace import Laplace
+from gsmooth_lightning.smoothing.latent import Latent
 from gsmooth_lightning.smoothing.mixed_norm import MixedL1, MixedL2, MixedLinf
 from gsmooth_lightning.smoothing.partition import gaussian_by_part, partition_masks
 from gsmooth_lightning.smoothing.product import Product
@@ -16,6 +17,7 @@ __all__ = [
     "FoldedNormal",
     "Gaussian",
     "Laplace",
+    "Latent",
     "Law",
     "MixedL1",
     "MixedL2",

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from gsmooth_lightning.errors import RequestError
-from gsmooth_lightning.stream import Source, TrainingSource
+from gsmooth_lightning.stream import Source, TrainingSource, sampling_slack
 
 
 class Law(nn.Module, ABC):
@@ -43,6 +43,12 @@ class Law(nn.Module, ABC):
         """(low, high), (dim,) each: Z in R^dim lies between them but for a mass of `tail`, at least 2^-52 * dim."""
         low, high = self.span
         return torch.full((dim,), low, dtype=torch.float64), torch.full((dim,), high, dtype=torch.float64)
+
+    def slack(self, dim: int, levels: int) -> float:
+        """Total variation between Z in R^dim as sampled and rounded to k/levels, and the law itself: it counts every
+        cell of the span, beyond which lies 2^-52 of the mass."""
+        low, high = self.span
+        return sampling_slack(dim, (high - low) * levels / 26)
 
     @abstractmethod
     def sample(self, source: Source | TrainingSource, n: int, shape: tuple[int, ...]) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.smoothing.base import Law
-from gsmooth_lightning.stream import Source, TrainingSource
+from gsmooth_lightning.stream import Source, TrainingSource, sampling_slack
 
 
 class Gaussian(Law):
@@ -84,6 +84,9 @@ class Gaussian(Law):
             raise RequestError(f"this law has {self.sigma.numel()} sigmas for {dim} parameters; give one for each")
         ends = self.sigma.flatten().expand(dim).cpu() * -ndtri(tail / 2 / dim)
         return -ends, ends
+
+    def slack(self, dim: int, levels: int) -> float:
+        return sampling_slack(dim, self.largest_sigma * levels)
 
     def sample(self, source: Source | TrainingSource, n: int, shape: tuple[int, ...]) -> Tensor:
         self._check_shape(shape)

@@ -28,6 +28,7 @@ def bound(cfg: DictConfig) -> Path:
     if isinstance(error, CalibratedBound):
         cfg = calibration_images(cfg)
     run = prepare(cfg, "bound", ("error",), with_network=False)
+    error.check(run.smoothed, run.threat)  # before a folder is made
     with run.store() as store:
         module = BoundModule(error, run.smoothed, run.threat, store, cfg.seed)
         run.trainer.predict(module, run.data, return_predictions=False)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 
@@ -12,20 +13,30 @@ from gsmooth_lightning.tasks.launch import command
 from gsmooth_lightning.tasks.report import show
 from gsmooth_lightning.tasks.setup import CLASSIFIER, identity_of, run_folder
 
+OWN = ("law", "noise", "preprocess", "model", "checkpoint")
+"""What a certificate may have beside its theorem, error bound and sampling plan, instead of what all have."""
+
 
 def compare(cfg: DictConfig) -> str:
-    """Certifies the images under each part of `cfg.certificates`, a store each; returns the table of all of them.
+    """Certifies the images under each part of `cfg.certificates`, or under those that `cfg.only` names, a store each;
+    returns the table of all of them.
 
     A sequential plan decides the radii that the table shows. Certificates that the threat or classifier refuses have
     the reason in the table.
     """
     if cfg.bounds is not None:
         raise RequestError("compare makes the bounds of each certificate; leave bounds out")
+    unknown = set(cfg.only or ()) - set(cfg.certificates)
+    if unknown:
+        raise RequestError(
+            f"only names no certificate {', '.join(sorted(unknown))}; choose of {', '.join(cfg.certificates)}"
+        )
     folder = run_folder(cfg, "compare", identity_of(cfg, (*CLASSIFIER, "images", "checkpoint")))
     stores: list[Path] = []
     refused: dict[str, str] = {}
     radii: list[float] | None = cfg.radii
-    for name, part in cfg.certificates.items():
+    for name in cfg.only or cfg.certificates:
+        part = cfg.certificates[name]
         settings = part_of(cfg, part, folder / str(name))
         if "radii" in settings.sampling:
             radii = radii or default_radii(instantiate(cfg.threat), [])
@@ -33,22 +44,35 @@ def compare(cfg: DictConfig) -> str:
         print(f"{name}:")
         try:
             stores.append(certify(settings))
-        except UncertifiableError as failure:
-            refused[str(name)] = str(failure)
-            print(f"does not apply: {failure}")
+        except (UncertifiableError, InstantiationException) as failure:
+            reason = refusal(failure)
+            if reason is None:
+                raise
+            refused[str(name)] = reason
+            print(f"does not apply: {reason}")
     if not stores:
         raise RequestError("no certificate applies: " + "; ".join(f"{k}: {why}" for k, why in refused.items()))
     return show(stores, radii, folder, refused=refused)
 
 
+def refusal(failure: BaseException | None) -> str | None:
+    """Why a certificate does not apply, if that is what a failure says: at first, or of a part that Hydra made."""
+    while failure is not None:
+        if isinstance(failure, UncertifiableError):
+            return str(failure)
+        failure = failure.__cause__
+    return None
+
+
 def part_of(cfg: DictConfig, part: DictConfig, store: Path) -> DictConfig:
-    """The configuration with one certificate's error bound, sampling plan and theorem, and a law if it has its own."""
+    """The configuration with one certificate's error bound, sampling plan and theorem, and what else it has of its own:
+    a law, or another classifier."""
     settings = cfg.copy()
     with open_dict(settings):
-        del settings["certificates"]
+        del settings["certificates"], settings["only"]
         settings.error, settings.certify = part.get("error"), part.certify
-        settings.sampling = part.get("sampling", cfg.sampling)
-        settings.law = part.get("law", cfg.law)
+        for key in ("sampling", *OWN):
+            settings[key] = part.get(key, cfg[key])
         settings.store = str(store)
     return settings
 

@@ -22,12 +22,14 @@ from torch import nn
 from gsmooth_lightning import __version__
 from gsmooth_lightning.certify.store import Store, digest
 from gsmooth_lightning.data.base import describe_subset
-from gsmooth_lightning.errors import RequestError
+from gsmooth_lightning.errors import RequestError, UncertifiableError
 from gsmooth_lightning.lit import ImageDataModule
 from gsmooth_lightning.model import file_hash, fused, load_weights
 from gsmooth_lightning.smoothed import LEVELS, SAMPLE_LEVELS, SmoothedClassifier
+from gsmooth_lightning.smoothing import Latent
 from gsmooth_lightning.threat import Threat, TransformationThreat
 from gsmooth_lightning.transform import Function
+from gsmooth_lightning.transform.surrogate import Decoded, Encoder
 
 CLASSIFIER = ("data", "model", "transform", "preprocess", "law", "noise", "threat", "seed")
 """Groups that decide what the smoothed classifier is and what is done to it."""
@@ -102,14 +104,30 @@ def drawn(cfg: DictConfig) -> tuple[Any, Any]:
 
 
 def smoothed_classifier(cfg: DictConfig, network: nn.Module) -> SmoothedClassifier:
+    """The classifier around a base network, or around nothing (Identity), for a bound that asks none.
+
+    Raises:
+        RequestError: a part of a surrogate without the others.
+        UncertifiableError: a law of what latent noise draws already.
+    """
     transform, law = drawn(cfg)
+    preprocess, noise = instantiate(cfg.preprocess), instantiate(cfg.noise)
+    coded, alone = isinstance(preprocess, Encoder), isinstance(network, nn.Identity)
+    if (isinstance(noise, Latent) and not coded) or (not alone and isinstance(network, Decoded) != coded):
+        raise RequestError(
+            "model=latent and preprocess=latent go together, with noise=latent; use all of them, or none"
+        )
+    if isinstance(noise, Latent) and law is not None:
+        raise UncertifiableError(
+            f"noise=latent smooths the parameters, and {transform.name} would be drawn beside it; use law=none"
+        )
     return SmoothedClassifier(
         network,
         cfg.data.classes,
         transform,
-        instantiate(cfg.preprocess),
+        preprocess,
         law,
-        instantiate(cfg.noise),
+        noise,
         cfg.block,
         SAMPLE_LEVELS if cfg.data.saved == "16bit" else LEVELS,
         cfg.votes,
@@ -165,12 +183,26 @@ def versions() -> dict[str, str]:
 def identity_of(cfg: DictConfig, groups: tuple[str, ...]) -> dict[str, Any]:
     """The groups as they decide results: where files lie does not count (their content does), nor how they are read;
     augmentation counts for training alone."""
+    if cfg.surrogate is not None:
+        cfg = cfg.copy()
+        cfg.surrogate = file_hash_of(cfg.surrogate, "surrogate")
     identity = {key: plain(cfg[key]) for key in groups}
     for reading in ("workers", "augment"):
         identity["data"].pop(reading)
     for place in ("root", "download"):
         identity["data"]["dataset"].pop(place, None)
     return identity
+
+
+def file_hash_of(file: str, option: str) -> str:
+    """Hash of a file that an option names.
+
+    Raises:
+        RequestError: there is none.
+    """
+    if not Path(file).is_file():
+        raise RequestError(f"there is no file {file}; correct {option}=..., or leave it out")
+    return file_hash(file)
 
 
 LIBRARIES = ("gsmooth_lightning", "torch", "torchvision", "torchaudio", "timm")

@@ -4,7 +4,7 @@ import contextlib
 import errno
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,18 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from gsmooth_lightning.errors import RequestError
-from gsmooth_lightning.lit import ClassifierModule, TrainingProgress
-from gsmooth_lightning.model import file_hash, load_weights
+from gsmooth_lightning.lit import ClassifierModule, OptimizedModule, TrainingProgress
+from gsmooth_lightning.model import load_weights
 from gsmooth_lightning.tasks.launch import command
 from gsmooth_lightning.tasks.setup import (
     CLASSIFIER,
     check_numbers,
     data_module,
+    file_hash_of,
     identity_of,
     make_trainer,
     open_store,
@@ -46,28 +48,36 @@ def train(cfg: DictConfig) -> Path:
 
     With `checkpoint` the network starts from those weights.
     """
-    check_numbers(cfg)
-    check_training(cfg)
     identity = {
         "command": "train",
         **identity_of(cfg, (*CLASSIFIER, "objective", "train")),
         "augment": plain(cfg.data.augment),
-        "start": None if cfg.checkpoint is None else file_hash_of(cfg.checkpoint),
+        "start": None if cfg.checkpoint is None else file_hash_of(cfg.checkpoint, "checkpoint"),
         "versions": versions(),
     }
-    folder = run_folder(cfg, "train", identity)
-    checkpoint = folder / "classifier.ckpt"
+
+    def module(*optimization: Any) -> ClassifierModule:
+        network = seeded_network(cfg)
+        if cfg.checkpoint is not None:
+            load_weights(network, cfg.checkpoint)
+        smoothed = smoothed_classifier(cfg, network)
+        return ClassifierModule(smoothed, instantiate(cfg.threat), instantiate(cfg.objective), *optimization)
+
+    return fit(cfg, identity, module, "classifier.ckpt")
+
+
+def fit(cfg: DictConfig, identity: dict[str, Any], make: Callable[..., OptimizedModule], name: str) -> Path:
+    """Trains what `make(optimizer, scheduler, interval, total_steps)` returns and saves it as a file of that name in
+    the run's folder, which it returns; goes on where the same run was interrupted, and repeats no finished one."""
+    check_numbers(cfg)
+    check_training(cfg)
+    folder = run_folder(cfg, identity["command"], identity)
+    checkpoint = folder / name
     keepers = keep_checkpoints(cfg, folder)
     options = {key: cfg.train[key] for key in FOR_TRAINER}
     trainer = make_trainer(cfg, max_epochs=cfg.train.epochs, callbacks=[*keepers, *callbacks(cfg)], **options)
     data = data_module(cfg)
-    network = seeded_network(cfg)
-    if cfg.checkpoint is not None:
-        load_weights(network, cfg.checkpoint)
-    module = ClassifierModule(
-        smoothed_classifier(cfg, network),
-        instantiate(cfg.threat),
-        instantiate(cfg.objective),
+    module = make(
         instantiate(cfg.train.optimizer),
         instantiate(cfg.train.scheduler),
         cfg.train.interval,
@@ -107,7 +117,8 @@ def callbacks(cfg: DictConfig) -> list[pl.Callback]:
     if cfg.trainer.enable_progress_bar:
         chosen.append(TrainingProgress())
     if cfg.train.ema is not None:
-        chosen.append(EMAWeightAveraging(decay=cfg.train.ema))
+        average = get_ema_multi_avg_fn(cfg.train.ema)  # by lerp, which leaves weights that are not trained as they are
+        chosen.append(WeightAveraging(multi_avg_fn=average))
     if cfg.train.patience is not None:
         chosen.append(EarlyStopping("val/loss", patience=cfg.train.patience))
     return chosen
@@ -127,18 +138,12 @@ def check_training(cfg: DictConfig) -> None:
         raise RequestError(f"train.interval must be step or epoch, got {interval!r}")
 
 
-def check_optimisation(module: ClassifierModule) -> None:
+def check_optimisation(module: OptimizedModule) -> None:
     """Builds the optimizer and the schedule once, so that a wrong option is refused before any work."""
     try:
         module.configure_optimizers()
     except (TypeError, ValueError) as failure:
         raise RequestError(f"train.optimizer or train.scheduler: {failure}; correct their options") from failure
-
-
-def file_hash_of(checkpoint: str) -> str:
-    if not Path(checkpoint).is_file():
-        raise RequestError(f"there is no checkpoint at {checkpoint}; correct checkpoint=..., or leave it out")
-    return file_hash(checkpoint)
 
 
 @contextlib.contextmanager

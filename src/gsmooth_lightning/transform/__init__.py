@@ -26,6 +26,7 @@ from gsmooth_lightning.transform.geometric import (
 from gsmooth_lightning.transform.intensity import Brightness, BrightnessContrast, Contrast, Gamma, Volume
 from gsmooth_lightning.transform.pixelate import GlassBlur, Pixelate
 from gsmooth_lightning.transform.radial import MotionBlur, RotationalBlur, ZoomBlur
+from gsmooth_lightning.transform.surrogate import Surrogate, load_surrogate
 
 __all__ = [
     "Additive",
@@ -50,6 +51,7 @@ __all__ = [
     "Shear",
     "Similarity",
     "Stepwise",
+    "Surrogate",
     "Transform",
     "Translation",
     "Volume",
@@ -57,5 +59,6 @@ __all__ = [
     "ZoomBlur",
     "compute",
     "is_exact",
+    "load_surrogate",
     "same",
 ]

@@ -1,0 +1,62 @@
+"""`gsmooth surrogate`: a network that imitates the threat's transformation, for smoothing in its latent space."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from gsmooth_lightning.errors import RequestError
+from gsmooth_lightning.lit import SurrogateModule
+from gsmooth_lightning.report.tables import markdown
+from gsmooth_lightning.tasks.launch import command
+from gsmooth_lightning.tasks.setup import data_module, identity_of, make_trainer, plain, versions
+from gsmooth_lightning.tasks.train import fit, writing
+from gsmooth_lightning.threat import TransformationThreat
+from gsmooth_lightning.transform import load_surrogate
+
+
+def surrogate(cfg: DictConfig) -> Path:
+    """Trains a surrogate and returns its file; beside it surrogate.md and surrogate.png, how well it imitates."""
+    threat = instantiate(cfg.threat)
+    if not isinstance(threat, TransformationThreat):
+        raise RequestError("a surrogate imitates a transformation; use threat=zoom_blur or another one")
+    identity = {
+        "command": "surrogate",
+        **identity_of(cfg, ("data", "threat", "seed", "network", "imitation", "train")),
+        "augment": plain(cfg.data.augment),
+        "versions": versions(),
+    }
+
+    def module(*optimization: Any) -> SurrogateModule:
+        transform = threat.transform
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(cfg.seed)
+            try:
+                network = instantiate(cfg.network)(transform.name, transform.units, threat.lows, threat.highs)
+            except TypeError as failure:
+                raise RequestError(f"network: {failure}; correct the options of network") from failure
+        network.encoder(threat.prepare(data_module(cfg).split("val")[0][0][None]))  # refuses another size
+        return SurrogateModule(network, threat, instantiate(cfg.imitation), *optimization)
+
+    file = fit(cfg, identity, module, "surrogate.ckpt")
+    if not (file.parent / "surrogate.png").exists():
+        saved = SurrogateModule(
+            load_surrogate(file), threat, instantiate(cfg.imitation), instantiate(cfg.train.optimizer)
+        )
+        make_trainer(cfg, enable_checkpointing=False).validate(saved, data_module(cfg), verbose=False)
+        table = markdown(saved.measured)
+        print(table)
+        with writing(file.parent):
+            (file.parent / "surrogate.md").write_text(table + "\n")
+            saved.picture().savefig(file.parent / "surrogate.png", dpi=100)
+    return file
+
+
+def main() -> None:
+    command("surrogate", surrogate)
+
+
+if __name__ == "__main__":
+    main()
