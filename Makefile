@@ -7,6 +7,7 @@ BIN    := $(VENV)/bin
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps torchattacks==3.5.1  # it asks for requests of 2020
 	touch $@
 
 demo: $(VENV)/installed  ## train, certify and attack a classifier of real digits; writes demo/report.png

@@ -72,7 +72,7 @@ def test_without_a_certificate_there_is_no_area():
 def test_a_remembered_region_chooses_its_class():
     assert chosen(record(prediction=2, votes=(0, 0, 0), recalled=True)) == 2
     assert chosen(record(prediction=2, votes=(5, 4, 0))) == 0
-    assert chosen(record(votes=(0, 0, 0))) == -1
+    assert chosen(record(prediction=-1, votes=(0, 0, 0))) == -1
 
 
 # ---------------------------------------------------------------- blanket

@@ -1,5 +1,7 @@
 """Attacks against classifiers whose weakness is known, and the tables and curves built from records."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import nn
 
 from gsmooth_lightning.attack import worst_of_k
 from gsmooth_lightning.errors import RequestError
-from gsmooth_lightning.report.curves import certified_accuracy
+from gsmooth_lightning.report.curves import certified_accuracy, survivors
 from gsmooth_lightning.report.figures import comparison_figure, report_figure
 from gsmooth_lightning.report.tables import attack_rows, certificate_rows, contradictions, default_radii, markdown, text
 from gsmooth_lightning.rounds import run_rounds
@@ -84,6 +86,7 @@ def record(index, label, prediction, radius, base=None) -> dict:
 
 RECORDS = [record(0, 3, 3, 30.0), record(1, 4, 4, 10.0), record(2, 5, 6, 30.0), record(3, 7, -1, 0.0)]
 THREAT = TransformationThreat(Rotation(), -30, 30)
+ANYWHERE = {"": math.inf}
 
 
 def test_certified_accuracy_counts_correct_images_with_the_radius():
@@ -122,14 +125,61 @@ def test_contradictions_are_attacks_inside_the_certified_radius():
     attacked["smoothed"] = [4, 1, 2, 2]
     assert contradictions(attacked, RECORDS[1]) == 1
     assert contradictions(attacked, RECORDS[3]) == 0
-    rows = attack_rows([attacked], RECORDS, "worst of k")
+    rows = attack_rows([attacked], RECORDS, "worst of k", ANYWHERE)
     assert rows["certificates contradicted by the attack (worst of k)"] == "1 of 1 attacked"
-    elsewhere = attack_rows([attacked | {"index": 99}], RECORDS, "worst of k")
+    elsewhere = attack_rows([attacked | {"index": 99}], RECORDS, "worst of k", ANYWHERE)
     assert elsewhere["certificates contradicted by the attack (worst of k)"] == "0 of 0 attacked"
     with pytest.raises(RequestError, match="of other images"):
-        attack_rows([attacked | {"input": "digest 7"}], RECORDS, "worst of k")
+        attack_rows([attacked | {"input": "digest 7"}], RECORDS, "worst of k", ANYWHERE)
     assert rows["attacked accuracy, base (worst of k)"].startswith("1.000")
     assert rows["attacked accuracy, smoothed (worst of k)"].startswith("0.000")
+
+
+TRIED = [
+    {"index": 0, "label": 3, "distances": [0, 0.25, 0.5], "base": [3, 3, 7], "smoothed": [3, 3, 3]},
+    {"index": 1, "label": 4, "distances": [0, 0.25, 0.5], "base": [4, 5, 4], "smoothed": [4, 4, 9]},
+    {"index": 2, "label": 5, "distances": [0, 0.2, 0.4], "base": [6, 6, 6], "smoothed": [5, 5, 5]},
+]
+"""Tries at rising distances: the base classifier errs at 1/2, 1/4 and 0, the smoothed one at 1/2, never and never."""
+for tried in TRIED:
+    tried["input"] = f"digest {tried['index']}"
+
+
+def test_survivors_are_right_in_every_try_up_to_the_radius():
+    """A try on the radius counts; distances are of float32 numbers, a millionth beyond is on it."""
+    counts = {0: (2, 3), 0.2: (2, 3), 0.2499: (2, 3), 0.25: (1, 3), 0.4999999: (0, 2), 0.5: (0, 2), math.inf: (0, 2)}
+    for radius, (base, smoothed) in counts.items():
+        assert survivors(TRIED, "base", radius) == base, radius
+        assert survivors(TRIED, "smoothed", radius) == smoothed, radius
+    assert survivors(TRIED, "smoothed") == 2
+
+
+def test_a_pair_of_lines_for_each_epsilon():
+    rows = attack_rows(TRIED, (), "pgd", {" up to 0.25 l2": 0.25, " up to 0.5 l2": 0.5})
+    assert [(name, value.split()[0]) for name, value in rows.items()] == [
+        ("attacked accuracy, base (pgd) up to 0.25 l2", "0.333"),
+        ("attacked accuracy, smoothed (pgd) up to 0.25 l2", "1.000"),
+        ("attacked accuracy, base (pgd) up to 0.5 l2", "0.000"),
+        ("attacked accuracy, smoothed (pgd) up to 0.5 l2", "0.667"),
+    ]
+    certificates = [record(0, 3, 3, 0.6), record(1, 4, 4, 0.5), record(2, 5, 5, 0.6)]
+    rows = attack_rows(TRIED, certificates, "pgd", {" up to 0.25 l2": 0.25})
+    assert rows["certificates contradicted by the attack (pgd)"] == "1 of 3 attacked"  # at .5, beyond the lines shown
+    near = [certificate | {"radius": 0.499} for certificate in certificates]
+    rows = attack_rows(TRIED, near, "pgd", {" up to 0.25 l2": 0.25})
+    assert rows["certificates contradicted by the attack (pgd)"] == "0 of 3 attacked"
+
+
+def test_the_picture_shows_accuracy_under_attack_by_radius():
+    """Steps where `survivors` loses an image: at 1/4 and 1/2 of the base classifier, at 1/2 of the smoothed one."""
+    certificates = [record(0, 3, 3, 0.6), record(1, 4, 4, 0.4), record(2, 5, 5, 0.6)]
+    (axes,) = report_figure(certificates, PixelThreat(), {}.__getitem__, TRIED).axes
+    lines = {line.get_label(): line.get_data() for line in axes.lines}
+    base, smoothed = (lines[f"{name} classifier, attacked"] for name in ("base", "smoothed"))
+    for radius, value in {0.1: 2 / 3, 0.24: 2 / 3, 0.26: 1 / 3, 0.49: 1 / 3, 0.51: 0, 0.6: 0}.items():
+        assert np.interp(radius, *base) == pytest.approx(value), radius
+    for radius, value in {0.1: 1, 0.49: 1, 0.51: 2 / 3, 0.6: 2 / 3}.items():
+        assert np.interp(radius, *smoothed) == pytest.approx(value), radius
 
 
 def test_figure_holds_curve_and_contact_sheet(tmp_path):

@@ -13,6 +13,7 @@ from conftest import ROOT, compose
 from gsmooth_lightning import cli
 from gsmooth_lightning.lit import ImageDataModule
 from gsmooth_lightning.smoothing import Gaussian
+from gsmooth_lightning.tasks.launch import OPTIONAL
 from gsmooth_lightning.tasks.train import FOR_TRAINER
 
 CONF = ROOT / "conf"
@@ -84,12 +85,14 @@ def test_every_group_is_reachable(command):
     cfg = compose(command)
     for group in GROUPS:
         assert group in cfg, f"{command} does not know {group}"
-    for key in ("seed", "block", "backend", "checkpoint", "surrogate", "store", "bounds", "images"):
-        assert key in cfg
+    keys = {"seed", "block", "backend", "checkpoint", "denoiser_checkpoint", "surrogate", "store", "bounds", "images"}
+    assert keys <= set(cfg)
 
 
 OWN = {
     ("model", "custom"): ("model._target_=gsmooth_lightning.model.SmallCNN",),
+    ("model", "black_box"): ("model.function.path=torch.argmax",),
+    ("attack", "pgd"): ("threat=l2",),
     ("threat", "brightness_contrast"): ("transform=brightness_contrast",),
     ("threat", "blur_brightness"): ("transform=blur_brightness",),
     ("threat", "rotation_brightness"): ("transform=rotation_brightness", "law.sigma=[30,0.3]"),
@@ -111,6 +114,14 @@ def test_every_option_composes_and_binds(group, option):
             assert cfg[group] is None
         else:
             assert set(content) - {"defaults"} <= set(cfg[group])
+
+
+@pytest.mark.parametrize("group", OPTIONAL)
+def test_options_of_groups_that_can_be_switched_off_have_a_target(group):
+    """`launch.without_leftovers` takes one without for an experiment's leftovers, and drops it."""
+    assert "none" in GROUPS[group]
+    for option in set(GROUPS[group]) - {"none"}:
+        assert "_target_" in compose("certify", f"{group}={option}")[group], option
 
 
 BOUND_ABOVE = ("logger", "train", "attack", "trainer")

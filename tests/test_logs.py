@@ -25,7 +25,7 @@ SIX = [0.25, 0.5, 0.75, 1.0, 1.25, 1.5]
 
 published = pytest.mark.skipif(
     not LOGS.exists(),
-    reason="replays the developers' copies of Cohen's logs; logs written here are read without them",
+    reason="the logs that Cohen et al. published are not part of this repository; ours in their format are tested",
 )
 
 

@@ -1,8 +1,8 @@
 """Training objectives against hand computations, and one training step of each through Lightning."""
 
 import math
-from functools import partial
-from itertools import cycle
+from functools import cache, partial
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from conftest import QUIET, compose, run_task
+from conftest import compose
 from gsmooth_lightning.attack import ddn, pgd
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.model import load_weights
@@ -19,77 +19,24 @@ from gsmooth_lightning.smoothing import Gaussian
 from gsmooth_lightning.tasks.setup import seeded_network
 from gsmooth_lightning.train import AdversarialTraining, NoiseAugmentation, SmoothAdv
 from gsmooth_lightning.transform import Rotation
+from objectives import (
+    CLASSES,
+    PGD,
+    SHAPE,
+    N,
+    Seen,
+    Shift,
+    configured,
+    hand,
+    known_noise,
+    network_with_statistics,
+    problem,
+    trained,
+)
 
-SHAPE, CLASSES, N = (1, 2, 3), 3, 5
-PGD, LINF, DDN = partial(pgd, steps=4), partial(pgd, steps=4, norm="linf"), partial(ddn, steps=8, initial=0.5)
+__all__ = ["problem"]  # the fixture
 
-
-@pytest.fixture
-def problem():
-    """A linear softmax network, a batch, and its weights for the hand computation."""
-    generator = torch.Generator().manual_seed(0)
-    base = nn.Sequential(nn.Flatten(), nn.Linear(6, CLASSES))
-    with torch.no_grad():
-        base[1].weight.copy_(torch.randn(CLASSES, 6, generator=generator))
-        base[1].bias.copy_(torch.randn(CLASSES, generator=generator))
-    smoothed = SmoothedClassifier(base, CLASSES, noise=Gaussian(0.5))
-    return smoothed, torch.rand(N, *SHAPE, generator=generator), torch.tensor([0, 1, 2, 0, 1])
-
-
-def known_noise(monkeypatch, smoothed, m):
-    """Replaces the noise by known draws in turn; returns them, and the list of what was asked for."""
-    draws = torch.randn(m, N, *SHAPE, generator=torch.Generator().manual_seed(1)) * 0.5
-    supply, asked = cycle(draws), []
-
-    def training_noise(x):
-        asked.append(x)
-        return next(supply)
-
-    monkeypatch.setattr(smoothed, "training_noise", training_noise)
-    return draws, asked
-
-
-def hand(smoothed):
-    """(probabilities, cross-entropies) of the linear network in NumPy's float64."""
-    weight = smoothed.base[1].weight.detach().double().numpy()
-    bias = smoothed.base[1].bias.detach().double().numpy()
-
-    def probabilities(x):
-        logits = x.detach().double().flatten(1).numpy() @ weight.T + bias
-        p = np.exp(logits - logits.max(1, keepdims=True))
-        return p / p.sum(1, keepdims=True)
-
-    def losses(x, y):
-        return -np.log(probabilities(x)[np.arange(len(x)), y.numpy()])
-
-    return probabilities, losses
-
-
-class Shift:
-    """An attack that moves every input by a fixed amount, and keeps what it was given."""
-
-    def __init__(self, amount=0.1, fails=False):
-        self.amount, self.fails = amount, fails
-        self.calls = []
-
-    def __call__(self, log_probabilities, x, y, epsilon, box):
-        self.calls.append({"log_p": log_probabilities(x).detach(), "x": x, "y": y, "epsilon": epsilon, "box": box})
-        if self.fails:
-            raise RuntimeError("out of memory")
-        return x + self.amount
-
-
-class Seen(list):
-    """Inputs of the base network, with its mode and whether its weights want gradients."""
-
-    def __init__(self, base):
-        super().__init__()
-        weights = list(base.parameters())
-        base.register_forward_hook(
-            lambda module, inputs, output: self.append(
-                (inputs[0].detach().clone(), module.training, any(p.requires_grad for p in weights))
-            )
-        )
+LINF, DDN = partial(pgd, steps=4, norm="linf"), partial(ddn, steps=8, initial=0.5)
 
 
 # -------------------------------------------------- values
@@ -118,7 +65,7 @@ def test_smoothadv_attacks_the_mean_vote_and_learns_at_the_same_draws(problem, m
     assert loss.item() == pytest.approx(np.mean([losses(x + 0.1 + draw, y) for draw in draws]), rel=1e-5)
     np.testing.assert_allclose(logits.detach().softmax(1), probabilities(x + 0.1 + draws[0]), rtol=1e-4)
     assert len(asked) == m
-    (in_attack, *_), (in_loss, *_) = seen
+    (in_attack, *_), (in_loss, *_) = seen  # a pass of all draws each, draw by draw
     torch.testing.assert_close(in_attack.unflatten(0, (m, N)) - x, draws, atol=1e-6, rtol=0)
     torch.testing.assert_close(in_loss.unflatten(0, (m, N)) - x - 0.1, draws, atol=1e-6, rtol=0)
 
@@ -249,18 +196,14 @@ def test_the_configured_box_is_the_datas_range(data):
 # -------------------------------------------------- the network during the attack
 
 
-def network_with_statistics():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(24, CLASSES))
-
-
 MAKERS = [partial(SmoothAdv, m=2, warmup=0), AdversarialTraining]
 
 
 @pytest.mark.parametrize("make", MAKERS, ids=["smoothadv", "adversarial"])
 @pytest.mark.parametrize("attack", [PGD, DDN], ids=["pgd", "ddn"])
 def test_statistics_move_in_the_loss_only(make, attack):
-    """The attack sees evaluation mode without gradients of the weights; the loss sees training mode, once."""
+    """The attack sees evaluation mode without gradients of the weights; the loss sees training mode, once: the running
+    mean becomes .9 of itself and .1 of that of all draws together."""
     base = network_with_statistics().train()
     seen, statistics = Seen(base), base[1]
     inputs = []
@@ -269,8 +212,9 @@ def test_statistics_move_in_the_loss_only(make, attack):
     x, y = torch.rand(N, *SHAPE), torch.tensor([0, 1, 2, 0, 1])
     loss, _ = make(attack, 0.5)(smoothed, x, y, 0)
     steps = attack.keywords["steps"]
-    assert [(training, wants) for _, training, wants in seen] == [(False, False)] * steps + [(True, True)]
+    assert [found[1:] for found in seen] == [(False, False)] * steps + [(True, True)]
     assert statistics.num_batches_tracked == 1
+    assert len(inputs[-1]) == N * (2 if make is MAKERS[0] else 1)
     last = inputs[-1].transpose(0, 1).flatten(1)
     torch.testing.assert_close(statistics.running_mean, 0.1 * last.mean(1))
     torch.testing.assert_close(statistics.running_var, 0.9 + 0.1 * last.var(1))
@@ -313,10 +257,12 @@ def test_parts_in_another_mode_come_back_in_theirs():
 ALL = [NoiseAugmentation, partial(SmoothAdv, Shift(0.0), 0.5, m=3), partial(AdversarialTraining, Shift(0.0), 0.5)]
 
 
-@pytest.mark.parametrize("make", ALL, ids=["noise", "smoothadv", "adversarial"])
+@pytest.mark.parametrize(
+    ("make", "passes"), zip(ALL, ([4], [12, 12], [4, 4]), strict=True), ids=["noise", "smoothadv", "adversarial"]
+)
 @pytest.mark.parametrize("semantic", [True, False])
-def test_one_angle_an_image_is_drawn_and_shared(monkeypatch, make, semantic):
-    """semantic=False draws nothing and leaves the image as it is."""
+def test_one_angle_an_image_is_drawn_and_shared(monkeypatch, make, passes, semantic):
+    """By all draws, and by attack and loss; semantic=False draws nothing and leaves the image as it is."""
     base = nn.Sequential(nn.Flatten(), nn.Linear(49, CLASSES))
     seen = Seen(base)
     smoothed = SmoothedClassifier(base, CLASSES, Rotation(), law=Gaussian(20.0))
@@ -333,7 +279,7 @@ def test_one_angle_an_image_is_drawn_and_shared(monkeypatch, make, semantic):
     expected = Rotation()(x, angles) if semantic else x
     for inputs, *_ in seen:  # there is no noise: all draws are alike
         torch.testing.assert_close(inputs, expected.repeat(len(inputs) // 4, 1, 1, 1), atol=1e-6, rtol=0)
-    assert len(seen[-1][0]) == (12 if make is ALL[1] else 4)
+    assert [len(inputs) for inputs, *_ in seen] == passes
 
 
 def test_the_attack_starts_behind_the_preprocessing():
@@ -409,6 +355,26 @@ def fragile_data():
     return x[:, None, None] + 0.01 * torch.randn(200, 1, 1, 2, generator=generator), y
 
 
+@cache
+def start_and_end(objective, sigma):
+    """Worst losses before and after a training under noise of this sigma."""
+    x, y = fragile_data()
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))
+    smoothed = SmoothedClassifier(base, 2, noise=Gaussian(sigma) if sigma else None)
+    optimizer = torch.optim.Adam(base.parameters(), lr=0.2)
+    start = worst_loss(base, x, y, 0.3)
+    for _ in range(100):
+        optimizer.zero_grad()
+        loss, _ = objective(smoothed, x, y, 0)
+        loss.backward()
+        optimizer.step()
+    return start, worst_loss(base, x, y, 0.3)
+
+
+PLAIN = AdversarialTraining(PGD, 0.0)
+
+
 @pytest.mark.parametrize(
     "objective",
     [AdversarialTraining(PGD, 0.3), SmoothAdv(PGD, 0.3, m=2, warmup=0), SmoothAdv(DDN, 0.3, m=2, warmup=0)],
@@ -416,50 +382,29 @@ def fragile_data():
 )
 def test_training_lowers_the_worst_loss_below_that_of_plain_training(objective):
     """On data where the feature that separates best is the one that an attack can undo."""
-    x, y = fragile_data()
-    reached = {}
-    for name, chosen, sigma in (("plain", AdversarialTraining(PGD, 0.0), None), ("robust", objective, 0.05)):
-        torch.manual_seed(0)
-        base = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))
-        smoothed = SmoothedClassifier(base, 2, noise=Gaussian(sigma) if sigma else None)
-        optimizer = torch.optim.Adam(base.parameters(), lr=0.2)
-        start = worst_loss(base, x, y, 0.3)
-        for _ in range(100):
-            optimizer.zero_grad()
-            loss, _ = chosen(smoothed, x, y, 0)
-            loss.backward()
-            optimizer.step()
-        reached[name] = worst_loss(base, x, y, 0.3)
-    assert reached["robust"] < 0.75 * start
-    assert reached["robust"] < 0.6 * reached["plain"]
+    _, plain = start_and_end(PLAIN, None)
+    start, robust = start_and_end(objective, 0.05)
+    assert robust < 0.75 * start
+    assert robust < 0.6 * plain
 
 
-STEP = (
-    *QUIET,
-    "train.epochs=1",
-    "train.batch_size=32",
-    "model.widths=[4]",
-    "model.hidden=8",
-    "noise.sigma=0.25",
-    "law.sigma=20",
-    "train.limit_train_batches=4",
-    "+trainer.limit_val_batches=1",
-)
+NAMES = ("noise", "smoothadv", "smoothadv_ddn", "adversarial")
 
 
-def trained_state(path):
-    return torch.load(path, map_location="cpu", weights_only=True)
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Trains by an objective with an option, once."""
+    return cache(lambda name, option: trained(configured(name, option), tmp_path_factory.mktemp("run")))
 
 
-@pytest.mark.parametrize("name", ["noise", "smoothadv", "smoothadv_ddn", "adversarial"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     "option", ["train.precision=32-true", "train.precision=bf16-mixed", "train.accumulate_grad_batches=2"]
 )
-def test_every_objective_trains_a_step(tmp_path, name, option):
+def test_every_objective_trains_a_step(run, name, option):
     """The saved weights are finite, differ from the first ones, and load."""
-    overrides = (*STEP, f"objective={name}", option)
-    path = run_task("train", *overrides, f"store={tmp_path}")
-    network = seeded_network(compose("train", *overrides))
+    path, content = run(name, option)
+    network = seeded_network(configured(name))
     first = {key: value.clone() for key, value in network.state_dict().items()}
     load_weights(network, path)
     for key, value in network.state_dict().items():
@@ -467,18 +412,17 @@ def test_every_objective_trains_a_step(tmp_path, name, option):
         assert torch.isfinite(value.float()).all()
         assert not torch.equal(value, first[key]), key
     assert int(network.features[1].num_batches_tracked) == 4, "the attack moved the statistics"
-    assert trained_state(path)["global_step"] == (2 if "accumulate" in option else 4)
+    assert content["global_step"] == (2 if "accumulate" in option else 4)
 
 
-@pytest.mark.parametrize("name", ["noise", "smoothadv", "smoothadv_ddn", "adversarial"])
+@pytest.mark.parametrize("name", NAMES)
 def test_every_objective_trains_with_averaged_weights(tmp_path, name):
     """The average starts at the weights after the first step: after two it is .9 w1 + .1 w2."""
     weights = {}
     for batches, ema in ((1, "null"), (2, "null"), (2, "0.9")):
-        overrides = (*STEP[:-2], f"train.limit_train_batches={batches}", STEP[-1])
-        options = (f"objective={name}", "train.scheduler=null", f"train.ema={ema}")
-        path = run_task("train", *overrides, *options, f"store={tmp_path / f'{batches}-{ema}'}")
-        network = seeded_network(compose("train", *overrides))
+        cfg = configured(name, f"train.limit_train_batches={batches}", "train.scheduler=null", f"train.ema={ema}")
+        path, _ = trained(cfg, tmp_path / f"{batches}-{ema}")
+        network = seeded_network(cfg)
         load_weights(network, path)
         weights[batches, ema] = network.state_dict()["head.1.weight"]
     first, second, average = weights.values()
@@ -486,13 +430,11 @@ def test_every_objective_trains_with_averaged_weights(tmp_path, name):
     torch.testing.assert_close(average, 0.9 * first + 0.1 * second)
 
 
-def test_objectives_give_different_weights(tmp_path):
+def test_objectives_give_different_weights(run, tmp_path):
     """The option is not ignored, and the same command gives the same weights."""
-    found = {}
-    for name in ("noise", "smoothadv", "smoothadv_ddn", "adversarial", "smoothadv again"):
-        path = run_task("train", *STEP, f"objective={name.split()[0]}", f"store={tmp_path / name}")
-        found[name] = trained_state(path)["state_dict"]["smoothed.base.head.1.weight"]
-    assert torch.equal(found.pop("smoothadv again"), found["smoothadv"])
-    names = list(found)
-    for i, name in enumerate(names):
-        assert not any(torch.equal(found[name], found[other]) for other in names[i + 1 :])
+    runs = [run(name, "train.precision=32-true") for name in NAMES]
+    again = trained(configured("smoothadv"), tmp_path)
+    *found, repeated = (content["state_dict"]["smoothed.base.head.1.weight"] for _, content in (*runs, again))
+    assert torch.equal(repeated, found[NAMES.index("smoothadv")])
+    for one, two in combinations(found, 2):
+        assert not torch.equal(one, two)

@@ -7,6 +7,7 @@ COMMANDS = {
     "surrogate": "train a network that imitates a transformation",
     "train": "train a base classifier for the smoothing it will be certified under",
     "sigma": "learn where the noise of a trained classifier may be large",
+    "denoise": "train a denoiser in front of a classifier of clean images",
     "bound": "bound the interpolation error of images",
     "certify": "certify images; the same command again resumes",
     "compare": "certify images by every certificate that applies, in one table",

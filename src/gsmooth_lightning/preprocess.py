@@ -168,8 +168,8 @@ class LowPass(nn.Module):
 
     def __init__(self, bandwidth: float):
         super().__init__()
-        if not bandwidth >= 0:
-            raise RequestError(f"bandwidth must not be negative, got {bandwidth}")
+        if not isinstance(bandwidth, int | float) or not 0 <= bandwidth < math.inf:
+            raise RequestError(f"bandwidth must be a number from 0 on, got {bandwidth!r}")
         self.bandwidth = bandwidth
 
     def coefficients(self, x: Tensor) -> Tensor:
@@ -189,16 +189,30 @@ class LowPass(nn.Module):
         return f"bandwidth={self.bandwidth:g}"
 
 
+LARGEST = 128
+"""Side of an image whose coefficients float32 no longer holds to a quarter of a step of the noise grid: 2^-18."""
+
+
 class Spectrum(LowPass):
     """The coefficients of `LowPass` instead of the image: noise is then added to each frequency, and a learned sigma is
     one of each frequency. White noise of a sigma is the same in both.
 
+    Computed in float64: a coefficient of an image of side s is up to s, and its rounding to float32 has to stay below a
+    quarter of a step of the noise grid, which error bounds allow for.
+
     Args:
         bandwidth: see `LowPass`.
+
+    Raises:
+        RequestError: (when it is used) an image with a side of LARGEST pixels or more.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.coefficients(x)
+        if max(x.shape[-2:]) >= LARGEST:
+            raise RequestError(
+                f"coefficients of images of {LARGEST} pixels a side are too large for exact noise; use LowPass instead"
+            )
+        return self.coefficients(x.double()).to(x.dtype)
 
 
 class GaussianLowPass(nn.Module):

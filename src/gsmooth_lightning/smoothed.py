@@ -72,6 +72,7 @@ class SmoothedClassifier(nn.Module):
         if votes not in ("hard", "soft"):
             raise RequestError(f'votes must be "hard" or "soft", got {votes!r}')
         self.base, self.classes, self.block, self.levels, self.votes = base, classes, block, levels, votes
+        self._levels = levels
         self.transform = transform if transform is not None else Identity()
         self.preprocess = preprocess if preprocess is not None else nn.Identity()
         self.law, self.noise = law, noise
@@ -95,6 +96,15 @@ class SmoothedClassifier(nn.Module):
             room = 2**24 / levels / (farthest + max(2.0, float(most.max()), -float(least.min())))
             self.levels *= min(FINER, 2 ** int(math.log2(max(1.0, room))))
         self.largest = 2**24 - 1 - math.ceil(farthest * self.levels)
+
+    def under(self, noise: Law) -> "SmoothedClassifier":
+        """The same network, transformation and preprocessing under another pixel noise.
+
+        Raises:
+            RequestError: the noise is too wide for exact sums.
+        """
+        parts = (self.transform, self.preprocess, self.law, noise, self.block, self._levels, self.votes)
+        return SmoothedClassifier(self.base, self.classes, *parts)
 
     # -------------------------------------------------- one draw, in two parts
 
@@ -235,8 +245,8 @@ class SmoothedClassifier(nn.Module):
         votes = on_device.cpu().numpy()  # the round's one synchronisation
         if failed := int(votes[..., -1].sum()):
             raise RequestError(
-                f"the network returned NaN or infinity on {failed} of {last - first} draws of image "
-                f"{stream.image}; check the checkpoint"
+                f"the network returned NaN or infinity on {failed} of {last - first} draws of image {stream.image}, or "
+                f"labels beyond {self.classes - 1}; check the network and its weights"
             )
         return votes
 
@@ -269,8 +279,8 @@ class SmoothedClassifier(nn.Module):
     def check_function(self, x: Tensor) -> None:
         """Refuses preprocessing or a base network that is not a function of its one input, or not deterministic.
 
-        A row's label must not depend on the other rows of its block (batch statistics do) nor on the call (dropout
-        does): theory.md section 1.
+        A row's label must not depend on the other rows of its block (batch statistics do), nor on its place among them,
+        nor on the call (dropout does): theory.md section 1.
         """
         for module in self.base.modules():
             if module.training:
@@ -284,9 +294,11 @@ class SmoothedClassifier(nn.Module):
         theta, images = self.draw_parameters(source, 2), torch.stack([x, 1 - x])
         coded, alone = self.encode(images, theta)[0], self.encode(images[:1].expand_as(images), theta)[0]
         rows = self.draw(x, source, self.block)
-        mixed = self.base(rows)[:half].double()
         others = torch.cat([rows[:half], torch.zeros_like(rows[half:])])
-        differs = (self.base(others)[:half].double() - mixed).abs().max() > 1e-4 * mixed.abs().max()
+        mixed, beside_others = self.base(rows)[:half], self.base(others)[:half]
+        elsewhere = self.base(rows.flip(0)).flip(0)[:half]
+        least = 1e-4 * float(mixed.abs().max()) if mixed.is_floating_point() else 0.0  # labels are equal or not
+        differs = any(float((again - mixed).abs().max()) > least for again in (beside_others, elsewhere))
         if differs or (coded - alone).abs().max() > 2:
             raise RequestError(
                 "the classifier's output for an image depends on the rest of its batch or on chance (batch statistics, "

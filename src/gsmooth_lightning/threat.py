@@ -1,5 +1,6 @@
 """What the attacker may do. Certificates, error bounds and tables state it."""
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -115,6 +116,10 @@ class PixelThreat(Threat):
         """Largest radius there is."""
         return math.inf
 
+    def distance(self, delta: Tensor) -> Tensor:
+        """Norms of changes, (n, ...) -> (n,) float64."""
+        return torch.linalg.vector_norm(delta.double().flatten(1), {"l1": 1, "l2": 2, "linf": math.inf}[self.norm], 1)
+
     def describe(self) -> str:
         return f"any change of {self.norm} norm at most the radius ({self.inputs}), {self.file()}"
 
@@ -183,6 +188,12 @@ class TransformationThreat(Threat):
             return tuple(max(a, -radius) for a in self.lows), tuple(min(b, radius) for b in self.highs)
         share = min(radius, 1.0)
         return tuple(share * a for a in self.lows), tuple(share * b for b in self.highs)
+
+    def within(self, radius: float) -> "TransformationThreat":
+        """The same threat by the parameters within a radius, above 0."""
+        narrow = copy.copy(self)
+        narrow.lows, narrow.highs = self.box(radius)
+        return narrow
 
     def distance(self, gammas: Tensor) -> Tensor:
         """Smallest radius within which parameters lie, (n, dim) -> (n,)."""

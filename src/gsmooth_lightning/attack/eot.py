@@ -9,18 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gsmooth_lightning.attack.evaluation import Attacked, evaluate, permitted
+from gsmooth_lightning.attack.evaluation import Attacked, evaluate, of_parameters, permitted
 from gsmooth_lightning.attack.worst_of_k import UNIFORM, scattered
 from gsmooth_lightning.errors import RequestError, check_whole
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.stream import Stream
-from gsmooth_lightning.threat import SAVED, TransformationThreat
+from gsmooth_lightning.threat import SAVED, Threat, TransformationThreat
 from gsmooth_lightning.transform import compute
 
 
 def eot(
     smoothed: SmoothedClassifier,
-    threat: TransformationThreat,
+    threat: Threat,
     x: Tensor,
     label: int,
     stream: Stream,
@@ -56,6 +56,7 @@ def eot(
     check_whole("attack", restarts=(restarts, 4), steps=(steps, 1), draws=(draws, 1), n=(n, 1))
     if not isinstance(step_size, int | float) or not 0 < step_size <= 1:
         raise RequestError(f"attack.step_size must be a share of the range, above 0 and at most 1, got {step_size!r}")
+    threat = of_parameters(threat)
     check_gradient(threat, x)
 
     low, high = torch.tensor(threat.lows, device=x.device), torch.tensor(threat.highs, device=x.device)

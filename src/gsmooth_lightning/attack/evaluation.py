@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.rounds import Procedure
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.stream import Stream
-from gsmooth_lightning.threat import TransformationThreat
+from gsmooth_lightning.threat import Threat, TransformationThreat
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Attacked:
     """The outcome of an attack on one image.
 
     Attributes:
-        gammas: the parameters tried, (k, dim); the first are 0, the clean image.
+        gammas: the parameters tried, (k, dim), or the epsilons of changed pixels, (k, 1); the first are 0, the clean
+            image.
         distances: smallest radius of the threat within which each of them lies.
         base, smoothed: the classes that the base and the smoothed classifier give each of them.
         votes: of the smoothed classifier, (k, classes).
@@ -37,8 +39,22 @@ class Attacked:
     evaluations: int
 
 
-Attack = Callable[[SmoothedClassifier, TransformationThreat, Tensor, int, Stream], Procedure[Attacked]]
-"""(smoothed, threat, prepared image (c, h, w), its label, its draws) -> the attack as a procedure (see `rounds`)."""
+Attack = Callable[[SmoothedClassifier, Any, Tensor, int, Stream], Procedure[Attacked]]
+"""(smoothed, threat, prepared image (c, h, w), its label, its draws) -> the attack as a procedure (see `rounds`), which
+refuses threats that it does not cover at once."""
+
+
+def of_parameters(threat: Threat) -> TransformationThreat:
+    """The threat of an attack that searches parameters.
+
+    Raises:
+        RequestError: it is one on pixels.
+    """
+    if not isinstance(threat, TransformationThreat):
+        raise RequestError(
+            "this attack searches a transformation's parameters; use threat=rotation, or attack=pgd for pixels"
+        )
+    return threat
 
 
 def permitted(threat: TransformationThreat, values: np.ndarray) -> Tensor:
@@ -68,15 +84,23 @@ def evaluate(
     base, votes = yield from judge(
         smoothed, lambda some: threat.apply(x.expand(len(some), *x.shape), some), gammas.to(x.device), stream, n
     )
+    spent = len(gammas) * smoothed.evaluations(0, n) + smoothed.evaluations(0, len(gammas))
+    return attacked(gammas.tolist(), threat.distance(gammas), base, votes, label, spent)
+
+
+def attacked(
+    gammas: list[list[float]], distances: Tensor, base: list[int], votes: np.ndarray, label: int, evaluations: int
+) -> Attacked:
+    """The outcome, from the classes and votes, (k, classes), on k files."""
     lead = votes[:, label] - np.delete(votes, label, 1).max(1)
     return Attacked(
-        gammas=gammas.tolist(),
-        distances=threat.distance(gammas).tolist(),
+        gammas=gammas,
+        distances=distances.tolist(),
         base=base,
         smoothed=votes.argmax(1).tolist(),
         votes=votes.tolist(),
-        worst=gammas[lead.argmin()].tolist(),
-        evaluations=len(gammas) * smoothed.evaluations(0, n) + smoothed.evaluations(0, len(gammas)),
+        worst=gammas[int(lead.argmin())],
+        evaluations=evaluations,
     )
 
 

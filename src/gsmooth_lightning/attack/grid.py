@@ -6,16 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gsmooth_lightning.attack.evaluation import Attacked, evaluate
+from gsmooth_lightning.attack.evaluation import Attacked, evaluate, of_parameters
 from gsmooth_lightning.errors import check_whole
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.stream import Stream
-from gsmooth_lightning.threat import TransformationThreat
+from gsmooth_lightning.threat import Threat
 
 
 def grid(
     smoothed: SmoothedClassifier,
-    threat: TransformationThreat,
+    threat: Threat,
     x: Tensor,
     label: int,
     stream: Stream,
@@ -36,6 +36,7 @@ def grid(
         RequestError: an effort too small, or more parameters than the threat searches.
     """
     check_whole("attack", points=(points, 2), n=(n, 1))
+    threat = of_parameters(threat)
     gammas, _ = threat.parameters(points**threat.transform.dim)
     distances = threat.distance(gammas)
     others = gammas[distances.argsort(stable=True)][int((distances < 1e-6 * threat.reach).sum()) :]

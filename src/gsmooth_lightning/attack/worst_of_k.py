@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gsmooth_lightning.attack.evaluation import Attacked, evaluate, permitted
+from gsmooth_lightning.attack.evaluation import Attacked, evaluate, of_parameters, permitted
 from gsmooth_lightning.errors import check_whole
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.stream import Stream
-from gsmooth_lightning.threat import TransformationThreat
+from gsmooth_lightning.threat import Threat, TransformationThreat
 
 UNIFORM = 2**31
 """Block of the stage "attack" that draws parameters; votes take the blocks below it."""
@@ -19,7 +19,7 @@ UNIFORM = 2**31
 
 def worst_of_k(
     smoothed: SmoothedClassifier,
-    threat: TransformationThreat,
+    threat: Threat,
     x: Tensor,
     label: int,
     stream: Stream,
@@ -37,6 +37,7 @@ def worst_of_k(
         RequestError: an effort too small.
     """
     check_whole("attack", k=(k, 4), n=(n, 1))
+    threat = of_parameters(threat)
     gammas = permitted(threat, scattered(threat, stream, k, x.device))
     return (yield from evaluate(smoothed, threat, x, label, stream, gammas, n))
 

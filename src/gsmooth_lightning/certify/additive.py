@@ -71,7 +71,9 @@ class AdditiveCertifier(TransferCertifier):
         assert smoothed.noise is not None
         return pixel_transfer(smoothed.noise, threat, dim, bound, slack)
 
-    def region(self, smoothed: SmoothedClassifier, threat: Threat, dim: int, radius: float) -> dict[str, float]:
+    def region(
+        self, smoothed: SmoothedClassifier, threat: Threat, dim: int, radius: float | list[float]
+    ) -> dict[str, dict[str, float]]:
         """Of Gaussian pixel noise the ellipsoid {gauge <= radius / reach(1)}: the radius is that of its inscribed ball.
 
         `area` is ln det(Sigma) / 2 + D ln R (Tecot et al. 2021), `log_volume` adds that of the unit ball, `linf` is the
@@ -81,7 +83,7 @@ class AdditiveCertifier(TransferCertifier):
         noise = smoothed.noise
         if not isinstance(threat, PixelThreat) or threat.norm != "l2" or not is_nothing(smoothed.preprocess):
             return {}
-        if not isinstance(noise, Gaussian | LowRankGaussian):
+        if not isinstance(noise, Gaussian | LowRankGaussian) or isinstance(radius, list) or not radius:
             return {}
         size, sigma = radius / float(noise.reach(1.0)), noise.sigma
         if isinstance(noise, Gaussian):  # a sigma that is broadcast is that of as many values as the others
@@ -97,7 +99,7 @@ class AdditiveCertifier(TransferCertifier):
             "axis_mean": math.exp(found.area() / found.dim),
             "axis_largest": float(axes.max()),
         }
-        return {name: value - 1e-12 * abs(value) for name, value in numbers.items()}
+        return {"region": {name: value - 1e-12 * abs(value) for name, value in numbers.items()}}
 
 
 # ---------------------------------------------------------------- hypotheses

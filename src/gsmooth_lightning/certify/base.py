@@ -14,6 +14,7 @@ from gsmooth_lightning.certify.transfer import Transfer, largest_radius, require
 from gsmooth_lightning.confidence import Counts
 from gsmooth_lightning.error import Bound, ErrorBound
 from gsmooth_lightning.errors import RequestError, UncertifiableError
+from gsmooth_lightning.model import is_black_box
 from gsmooth_lightning.plans import FixedN, Outcome, Sampler, SamplingPlan
 from gsmooth_lightning.rounds import run_rounds
 from gsmooth_lightning.smoothed import SmoothedClassifier
@@ -94,7 +95,7 @@ class Certifier(ABC):
         """Certifies clean images, given as (index, (c, h, w) in [0, 1]); yields (index, certificate) as they finish.
 
         The index addresses the image's draws: the same (seed, index) gives the same votes in any order, batch or
-        process.
+        process. Of a `model.BlackBox` the certificates' details say so.
         """
         self.check(smoothed, threat)
         images = iter(images)
@@ -107,8 +108,9 @@ class Certifier(ABC):
             for index, x in itertools.chain([first], images):
                 yield index, self.procedure(smoothed, threat, threat.prepare(x[None])[0], Stream(seed, index))
 
+        known = {"base": "black box"} if is_black_box(smoothed.base) else {}
         for index, certificate, seconds in run_rounds(procedures(), first[1].device, in_flight):
-            yield index, replace(certificate, seconds=seconds)
+            yield index, replace(certificate, seconds=seconds, details=certificate.details | known)
 
 
 class TransferCertifier(Certifier):
@@ -140,9 +142,11 @@ class TransferCertifier(Certifier):
     def transfer(self, smoothed: SmoothedClassifier, threat: Threat, bound: Bound, dim: int, slack: float) -> Transfer:
         """T for an image of `dim` encoded values with this bound; `slack` is the sampler's total variation."""
 
-    def region(self, smoothed: SmoothedClassifier, threat: Threat, dim: int, radius: float) -> dict[str, float]:
-        """What else is certified with this radius of inputs of `dim` values, of a region larger than a ball: numbers by
-        name."""
+    def region(
+        self, smoothed: SmoothedClassifier, threat: Threat, dim: int, radius: float | list[float]
+    ) -> dict[str, dict[str, float]]:
+        """For a certificate's details, what else is certified with this radius of inputs of `dim` values:
+        {"region": numbers by name} of a region larger than a ball, {} without one."""
         return {}
 
     def sampler(
@@ -175,7 +179,6 @@ class TransferCertifier(Certifier):
             lambda radius: required(transfer, radius),
         )
         prediction, radius = self.verdict(outcome, transfer, threat.reach)
-        region = self.region(smoothed, threat, dim, radius) if isinstance(radius, float) and radius > 0 else {}
         return Certificate(
             prediction=prediction,
             radius=radius,
@@ -197,7 +200,7 @@ class TransferCertifier(Certifier):
                 "dim": dim,
                 **({"curve": bound.curve, "slope": bound.slope} if bound.curve else {}),
                 **bound.details,
-                **({"region": region} if region else {}),
+                **self.region(smoothed, threat, dim, radius),
             },
         )
 

@@ -16,7 +16,6 @@ from gsmooth_lightning.errors import RequestError, UncertifiableError, check_who
 from gsmooth_lightning.model.fused import Compiled
 from gsmooth_lightning.plans import FixedN
 from gsmooth_lightning.preprocess import is_nothing
-from gsmooth_lightning.rounds import run_rounds
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Gaussian, Law
 from gsmooth_lightning.smoothing.base import positive, round_down
@@ -104,14 +103,7 @@ class PerInputCertifier(Certifier):
         in_flight: int = 1,
     ) -> Iterator[tuple[int, Certificate]]:
         """As `Certifier.certify`, in the order given, one after the other."""
-        self.check(smoothed, threat)
-        for number, (index, x) in enumerate(images):
-            x = threat.prepare(x[None])[0]
-            if number == 0:
-                smoothed.check_function(x)
-            procedure = self.procedure(smoothed, threat, x, Stream(seed, index))
-            for _, certificate, seconds in run_rounds(iter([(index, procedure)]), x.device, 1):
-                yield index, replace(certificate, seconds=seconds)
+        return super().certify(smoothed, threat, images, seed, in_flight=1)
 
     def procedure(
         self, smoothed: SmoothedClassifier, threat: Threat, x: Tensor, stream: Stream
@@ -121,7 +113,7 @@ class PerInputCertifier(Certifier):
         inside = [kept for kept in self.memory if kept.holds(place)]
         if inside:  # all of one prediction
             return self.recalled(smoothed, threat, x, max(inside, key=lambda kept: kept.left(place)), stream)
-        own = with_noise(smoothed, (yield [partial(self.own_noise, smoothed, threat, x, stream)])[0])
+        own = smoothed.under((yield [partial(self.own_noise, smoothed, threat, x, stream)])[0])
         found = yield from self.theorem.procedure(own, threat, x, stream)
         spent = found.evaluations + int(self.maximise.n0) * (1 + 2 * self.steps)  # type: ignore[arg-type]
         found = replace(found, guarantee="order-dependent", evaluations=spent)
@@ -138,18 +130,14 @@ class PerInputCertifier(Certifier):
         radius = round_down(kept.size * float(sigma.min()))
         packed = base64.b64encode(sigma.float().numpy().tobytes()).decode()  # it came from float32
         details = {name: value for name, value in found.details.items() if name != "region"}
-        details |= {"size": kept.size, "sigma": packed, **self.region(own, threat, x, radius)}
+        details |= {"size": kept.size, "sigma": packed, **self.theorem.region(own, threat, x.numel(), radius)}
         return replace(found, radius=radius, details=details)
-
-    def region(self, own: SmoothedClassifier, threat: Threat, x: Tensor, radius: float) -> dict[str, Any]:
-        """What a certificate's details say of the region with this radius."""
-        return {"region": self.theorem.region(own, threat, x.numel(), radius)} if radius else {}
 
     def recalled(
         self, smoothed: SmoothedClassifier, threat: Threat, x: Tensor, kept: Kept, stream: Stream
     ) -> Certificate:
         """The certificate of an input inside a remembered region: what is left of it around x, without draws."""
-        radius, own = kept.left(x.double().cpu()), with_noise(smoothed, Gaussian(kept.sigma))
+        radius, own = kept.left(x.double().cpu()), smoothed.under(Gaussian(kept.sigma))
         none = [0.0] * smoothed.classes
         return Certificate(
             prediction=kept.prediction,
@@ -162,7 +150,7 @@ class PerInputCertifier(Certifier):
             n=0,
             seed=stream.seed,
             evaluations=0,
-            details={"recalled": True, **self.region(own, threat, x, radius)},
+            details={"recalled": True, **self.theorem.region(own, threat, x.numel(), radius)},
         )
 
     def own_noise(self, smoothed: SmoothedClassifier, threat: Threat, x: Tensor, stream: Stream) -> Gaussian:
@@ -177,16 +165,15 @@ class PerInputCertifier(Certifier):
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=devices):
             torch.manual_seed(int(np.random.SeedSequence((stream.seed, stream.image)).generate_state(1)[0]))
             x = x.clone()[None]
-            own, scales = with_noise(smoothed, smoothed.noise), self.scales(smoothed.noise, tuple(x.shape[1:]))
+            scales = self.scales(smoothed.noise, tuple(x.shape[1:]))
             if not isinstance(scales.law(), Gaussian):  # type: ignore[operator]
                 raise UncertifiableError("regions of correlated noise are not kept apart; use scales.rank=0")
             scales = scales.to(x.device)
             optimizer = torch.optim.Adam(scales.parameters(), self.lr)
             with torch.no_grad():
-                y = self.maximise.votes(own, x).argmax(1)  # type: ignore[operator]
+                y = self.maximise.votes(smoothed, x).argmax(1)  # type: ignore[operator]
             for _ in range(self.steps):
-                own.noise = scales.law()  # type: ignore[operator]
-                loss, _ = self.maximise(own, threat, x, y)
+                loss, _ = self.maximise(smoothed.under(scales.law()), threat, x, y)  # type: ignore[operator]
                 if not torch.isfinite(loss):
                     raise RequestError(
                         f"the area of image {stream.image} is not finite; lower certify.lr, or check the checkpoint"
@@ -203,18 +190,6 @@ class PerInputCertifier(Certifier):
                 sigma = np.frombuffer(base64.b64decode(record["details"]["sigma"]), np.float32).copy()
                 own = torch.from_numpy(sigma).double().view(x.shape)
                 self.memory.append(Kept(x.double().cpu(), own, record["details"]["size"], record["prediction"]))
-
-
-def with_noise(smoothed: SmoothedClassifier, noise: Law) -> SmoothedClassifier:
-    """The same network under another noise, if its sums with images are exact."""
-    return SmoothedClassifier(
-        smoothed.base,
-        smoothed.classes,
-        noise=noise,
-        block=smoothed.block,
-        levels=smoothed.levels,
-        votes=smoothed.votes,
-    )
 
 
 def shrinkage(new: Kept, others: Sequence[Kept]) -> float:

@@ -58,6 +58,6 @@ def rebound(
     prediction, radius = certifier.verdict(outcome, transfer, threat.reach)
     pa, pb = (outcome.pa, outcome.pb) if certifier.top_k == 1 else (None, None)
     found = {"prediction": prediction, "radius": radius, "pa": pa, "pb": pb}
-    region = certifier.region(smoothed, threat, details["dim"], radius) if isinstance(radius, float) and radius else {}
-    kept = {key: value for key, value in details.items() if key != "region"} | ({"region": region} if region else {})
+    kept = {key: value for key, value in details.items() if key != "region"}
+    kept |= certifier.region(smoothed, threat, details["dim"], radius)
     return record | found | {"alpha": plan.alpha + bound.alpha, "details": kept}

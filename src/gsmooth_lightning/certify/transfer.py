@@ -47,12 +47,15 @@ def pixel_transfer(law: Law, threat: PixelThreat, dim: int, bound: Bound, slack:
 def parameter_transfer(
     transform: Transform, law: Law, threat: TransformationThreat, bound: Bound, slack: float
 ) -> Transfer:
-    """T of random parameters under an attack on them, with a defect of at most E = bound.value, in units of the pixel
-    noise, but for a mass rho of the parameters: `law_transfer` less rho. At radius 0 the file is the clean one."""
+    """T of random parameters under an attack on them, with a defect of at most E, in units of the pixel noise, but for
+    a mass rho of the parameters: `law_transfer` less rho. E is bound.value, or what the bound's curve says of attacks
+    up to that radius. At radius 0 the file is the clean one."""
+    curve = bound.curve or ((0.0, bound.value),)
 
     @cache  # a search for a pA asks for one radius many times
     def left(radius: float) -> Callable[[ArrayLike], np.ndarray]:
-        return law_transfer(transform, law, *threat.box(radius), bound.value)
+        error = max(error for start, error in curve if start <= radius)
+        return law_transfer(transform, law, *threat.box(radius), error)
 
     def transfer(p: ArrayLike, radius: float) -> np.ndarray:
         p = _sampled(p, slack)

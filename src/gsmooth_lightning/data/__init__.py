@@ -7,7 +7,7 @@ from gsmooth_lightning.data.folder import ImageFolder, ImageNet, RestrictedImage
 from gsmooth_lightning.data.gtsrb import GTSRB
 from gsmooth_lightning.data.kitti import Kitti
 from gsmooth_lightning.data.mnist import MNIST, FashionMNIST
-from gsmooth_lightning.data.speech_commands import SpeechCommands
+from gsmooth_lightning.data.speech_commands import SpeechCommands, TimeShift
 
 __all__ = [
     "CIFAR10",
@@ -26,5 +26,6 @@ __all__ = [
     "RestrictedImageNet",
     "SpeechCommands",
     "TensorImages",
+    "TimeShift",
     "subset",
 ]

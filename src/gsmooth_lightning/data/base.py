@@ -127,10 +127,16 @@ class Files(Inputs):
         name, label = self.files[i]
         path = self.root / name
         try:
-            raw = augment(self.read(str(path)))
+            read = self.read(str(path))
         except (OSError, SyntaxError, ValueError, RuntimeError, EOFError, DecompressionBombError) as failure:
             what = "is missing" if not path.exists() else f"is damaged ({first_line(failure)})"
             raise RequestError(f"{path} {what}; restore it, or unpack the data set again") from failure
+        try:
+            raw = augment(read)
+        except (TypeError, ValueError, RuntimeError) as failure:
+            raise RequestError(
+                f"data.augment fails on {path} ({first_line(failure)}); correct its options"
+            ) from failure
         return raw if isinstance(raw, Tensor) else functional.pil_to_tensor(raw).float() / 255, label, i
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 from torchaudio.datasets import SPEECHCOMMANDS
 
 from gsmooth_lightning.data.base import Files, ImageData, Inputs
-from gsmooth_lightning.errors import RequestError
+from gsmooth_lightning.errors import RequestError, check_whole
 
 RATE = 16_000
 NAME = re.compile(r"[^_]+_nohash_\d+(\.wav)+")
@@ -103,6 +103,24 @@ class SpeechCommands(ImageData):
             how = "split by the official lists"
         words = "all words" if self.words is None else f"{len(self.words)} words"
         return f"Speech Commands {self.version}, {words}, one second at 16 kHz, {how}"
+
+
+class TimeShift(nn.Module):
+    """A waveform, (1, t), earlier or later by up to `most` samples, uniformly at random; silence fills the gap. An
+    augmentation for data.augment.
+
+    Raises:
+        RequestError: `most` is no whole number from 0 on.
+    """
+
+    def __init__(self, most: int):
+        super().__init__()
+        check_whole("data.augment", most=(most, 0))
+        self.most = most
+
+    def forward(self, x: Tensor) -> Tensor:
+        by = int(torch.randint(-self.most, self.most + 1, ()))
+        return functional.pad(x, (by, -by))
 
 
 def read_second(path: str) -> Tensor:

@@ -33,9 +33,9 @@ class Bound:
         guarantee: "sound", "distributional" or "heuristic" (theory.md section 5).
         details: how it was made.
         parts: bounds that hold for the parts of a partition at once, whose norm is `value`; without one, E alone.
-        curve: of a bound in latent space, rows (radius, a_1, ..., a_m, E): attacks from that radius on move the latent
-            by A1 a and at most E sigma more; an attack that leaves no fewer votes than one at a smaller radius has no
-            row of its own. value is the largest E.
+        curve: rows (radius, E): attacks from that radius on have defects up to E; value is the largest E. Of a bound in
+            latent space, rows (radius, a_1, ..., a_m, E): they move the latent by A1 a and at most E sigma more. An
+            attack that leaves no fewer votes than one at a smaller radius has no row of its own.
         slope: what E grows by a unit of radius, beside the curve (Corollary 1's M*).
     """
 

@@ -165,7 +165,8 @@ def encoded_norm(smoothed: SmoothedClassifier, low: Tensor, high: Tensor) -> Ten
             middle, half = step(middle), step(half)
         elif getattr(step, "linear", False):
             apart = (apart + outward_norm(half, half)) * lipschitz(step)
-            middle, half = step(middle), torch.zeros_like(half)
+            middle = step(middle)
+            half = torch.zeros_like(middle)
         else:
             rest = math.prod(map(lipschitz, steps[i:]))
             reach = middle.abs() + half

@@ -20,21 +20,32 @@ GRID = 1.1
 """Two half steps of the grid a pixel, and a tenth for the preprocessing's float32."""
 
 
+COARSE = 1.001
+"""Factor by which it is rounded up."""
+
+STEPS = 30
+"""Radii for which it is bounded anew: what a waveform loses by clipping grows with the attack."""
+
+
 def rounding_bound(smoothed: SmoothedClassifier, threat: TransformationThreat, x: Tensor) -> Bound:
-    """E = `file_rounding` for all but a mass TAIL of the parameters.
+    """E = `file_rounding` for all but a mass TAIL of the parameters, as a curve where smaller attacks lose less.
 
     Raises:
         UncertifiableError: it is not finite.
     """
     if threat.l2:
         raise UncertifiableError("changes by threat.l2 beside an exact transformation are not covered; set threat.l2=0")
-    error = file_rounding(smoothed, threat, x)
-    if not math.isfinite(error):
+    steps = STEPS if threat.saved == "16bit" else 1
+    ends = [threat.reach * k / steps for k in range(steps + 1)]
+    errors = [file_rounding(smoothed, threat.within(end), x) for end in ends[1:]]
+    if not math.isfinite(errors[-1]):
         raise UncertifiableError(
             f"what files of {threat.transform.name} round has no finite bound; narrow the law or threat, or use "
             "inputs in [0, 1]"
         )
-    return Bound(error, TAIL, 0.0, "sound")
+    errors = [COARSE ** math.ceil(math.log(error, COARSE) + 1e-6) for error in errors]  # equal where nothing is clipped
+    rows = [(ends[k], errors[k]) for k in range(steps) if k == 0 or errors[k] > errors[k - 1]]
+    return Bound(errors[-1], TAIL, 0.0, "sound", curve=tuple(rows) if len(rows) > 1 else ())
 
 
 def file_rounding(smoothed: SmoothedClassifier, threat: TransformationThreat, x: Tensor) -> float:

@@ -4,6 +4,7 @@ from gsmooth_lightning.lit.callbacks import TrainingProgress
 from gsmooth_lightning.lit.certification import AttackModule, BoundModule, CertificationModule
 from gsmooth_lightning.lit.classifier import ClassifierModule
 from gsmooth_lightning.lit.datamodule import ImageDataModule
+from gsmooth_lightning.lit.denoiser import DenoiserModule
 from gsmooth_lightning.lit.optimized import OptimizedModule
 from gsmooth_lightning.lit.sigma import SigmaModule
 from gsmooth_lightning.lit.surrogate import SurrogateModule
@@ -13,6 +14,7 @@ __all__ = [
     "BoundModule",
     "CertificationModule",
     "ClassifierModule",
+    "DenoiserModule",
     "ImageDataModule",
     "OptimizedModule",
     "SigmaModule",

@@ -18,7 +18,7 @@ from gsmooth_lightning.error import Bound, CalibratedBound, ErrorBound
 from gsmooth_lightning.rounds import run_rounds
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.stream import Stream, content_digest
-from gsmooth_lightning.threat import Threat, TransformationThreat
+from gsmooth_lightning.threat import Threat
 
 Items = list[tuple[int, int, Tensor]]
 
@@ -104,13 +104,11 @@ def rounded_up(norms: np.ndarray) -> np.ndarray:
 class AttackModule(StoredPrediction):
     """Attacks images. See `attack.Attacked` for what a record holds."""
 
-    def __init__(
-        self, attack: Attack, smoothed: SmoothedClassifier, threat: TransformationThreat, store: Store, seed: int = 0
-    ):
+    def __init__(self, attack: Attack, smoothed: SmoothedClassifier, threat: Threat, store: Store, seed: int = 0):
         super().__init__(smoothed, threat, store, seed)
-        self.attack, self._threat = attack, threat
+        self.attack = attack
 
     def records(self, items: Items) -> Iterator[Record]:
-        procedures = ((i, self.attack(self.smoothed, self._threat, x, y, Stream(self.seed, i))) for i, y, x in items)
+        procedures = ((i, self.attack(self.smoothed, self.threat, x, y, Stream(self.seed, i))) for i, y, x in items)
         for index, attacked, seconds in run_rounds(procedures, self.device, len(items)):
             yield {"index": index, **asdict(attacked), "seconds": seconds}

@@ -1,6 +1,5 @@
 """Learning the noise of a smoothed classifier whose network stays as it is."""
 
-import copy
 from typing import Any
 
 import torch
@@ -55,10 +54,9 @@ class SigmaModule(OptimizedModule):
 
     def _step(self, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
         x, y, _ = batch
-        smoothed = copy.copy(self.smoothed)  # the noise stays out of the module, and of averages of its weights
         if not torch.isfinite(self.scales.log_sigma.exp().log()).all():  # 0 has none
             raise RequestError("sigma left all bounds; lower learn.optimizer.lr")
-        smoothed._modules = self.smoothed._modules | {"noise": self.scales.law()}
+        smoothed = self.smoothed.under(self.scales.law())  # outside this module, and averages of its weights
         loss, measures = self.maximised(smoothed, self.threat, self.threat.prepare(x), y)
         if not torch.isfinite(loss):
             raise RequestError("the size or its gradient is not finite; lower learn.optimizer.lr or noise.sigma")

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from gsmooth_lightning.errors import RequestError
 
-PREFIX = "smoothed.base."
-"""Where `ClassifierModule` keeps the base network."""
+WRITTEN = {"checkpoint": ("train", "smoothed.base."), "denoiser_checkpoint": ("denoise", "denoiser.")}
+"""Option that names a file of weights -> our command that writes such files, and the prefix of their names in it."""
 
 HOLDERS = ("state_dict", "net", "model")
 """Where checkpoints keep their weights: Lightning's, Cohen's and SmoothAdv's; MACER's; others'."""
@@ -21,7 +21,7 @@ NORMALISATION = ("means", "sds", "mean", "std")
 """Names of the statistics that some normalisation layers save."""
 
 
-def load_weights(network: nn.Module, path: str | Path) -> None:
+def load_weights(network: nn.Module, path: str | Path, option: str = "checkpoint") -> None:
     """Loads weights from a file into the network (`weights_only=True`), as they are:
 
     checkpoints of `gsmooth train`, plain state dicts, and the layouts of Cohen, SmoothAdv and MACER: a dictionary with
@@ -29,15 +29,23 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     of a sequence behind its normalisation. The normalisation itself is the network's (model.mean, model.std): these
     files do not hold it, and one that does must agree.
 
+    Args:
+        network: what they are for.
+        path: the file.
+        option: names the file (see `WRITTEN`).
+
     Raises:
         RequestError: no such file, not a checkpoint, NaN weights, another normalisation, or keys or shapes that differ
             (names the first).
     """
-    path = Path(path)
-    content = read_checkpoint(path, "train", "checkpoint")
+    path = Path(str(path))
+    command, prefix = WRITTEN[option]
+    content = read_checkpoint(path, "checkpoint", command, option)
     state = _weights(content)
     if state is None:
         raise RequestError(f"{path} holds no state dict; save network.state_dict()")
+    if any(key.startswith(prefix) for key in state):
+        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     expected = network.state_dict()
     state = _without_normalisation(_named_like(state, expected), expected, network, path)
     missing = [key for key in expected if key not in state]
@@ -49,6 +57,10 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
             for what, keys in (("lacks", missing), ("has unknown", foreign), ("has other shapes for", shapes))
             if keys
         ]
+        if option == "denoiser_checkpoint":
+            raise RequestError(
+                f"{path} does not fit the denoiser: it {' and '.join(parts)}; give the denoiser's options"
+            )
         arch = content.get("arch")
         named = f" (its arch is {arch!r})" if isinstance(arch, str) else ""
         made_for = f"the model it was made for{named}"
@@ -62,27 +74,25 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     network.load_state_dict(state)
 
 
-def read_checkpoint(path: str | Path, command: str, option: str) -> Any:
+def read_checkpoint(path: str | Path, what: str, command: str, option: str) -> Any:
     """The content of a file that torch wrote, read with weights_only=True.
 
     Args:
         path: the file.
-        command, option: which of our commands writes such files, and which option names them, for the message.
+        what: it holds; command, option: which of our commands writes it, and which option names it: for the message.
 
     Raises:
         RequestError: no such file, or not one that loads.
     """
-    path = Path(path)
+    path = Path(str(path))
     if not path.is_file():
-        raise RequestError(
-            f"there is no {option} at {path}; train one with `gsmooth {command}`, or correct {option}=..."
-        )
+        raise RequestError(f"there is no {what} at {path}; train one with `gsmooth {command}`, or correct {option}=...")
     try:
         with warnings.catch_warnings():  # one sentence of ours is enough
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as failure:  # torch's unpickler fails on foreign bytes in many ways
-        raise RequestError(f"{path} is not a {option} that loads with weights_only; save a state dict") from failure
+        raise RequestError(f"{path} is not a {what} that loads with weights_only; save a state dict") from failure
 
 
 def _weights(content: object) -> dict[str, Tensor] | None:
@@ -105,8 +115,6 @@ def _named_like(state: dict[str, Tensor], expected: Collection[str]) -> dict[str
     Of all pairs of a place in the file and a place in the network the first under which every name agrees; without one,
     that with the most names in common, for the message.
     """
-    if any(key.startswith(PREFIX) for key in state):
-        state = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
     readings = [
         {place + key.removeprefix(inner): value for key, value in state.items()}
         for inner in _places(state)

@@ -8,6 +8,7 @@ import torch
 from scipy.fft import dct
 from torch import Tensor, nn
 
+from gsmooth_lightning.errors import check_whole
 from gsmooth_lightning.model.fourier import fourier_basis
 
 
@@ -56,12 +57,17 @@ class BandLimit(nn.Module):
     Args:
         size, side: of the image, and of the result, at least 2 bandwidth + 1.
         bandwidth: in cycles per side.
+
+    Raises:
+        RequestError: no bandwidth, or sides too small for it.
     """
 
     rows: Tensor
 
     def __init__(self, size: int, side: int, bandwidth: int):
         super().__init__()
+        check_whole("model", bandwidth=(bandwidth, 1))
+        check_whole("model", size=(size, 2 * bandwidth + 1), side=(side, 2 * bandwidth + 1))
         points = (torch.arange(side, dtype=torch.float64) + 0.5) * size / side - 0.5
         phase = 2 * math.pi / size * (points[:, None] - torch.arange(size))  # (side, size)
         rows = 1 + 2 * torch.stack([torch.cos(f * phase) for f in range(1, bandwidth + 1)]).sum(0)
@@ -71,24 +77,17 @@ class BandLimit(nn.Module):
         return self.rows @ x @ self.rows.T
 
 
-class Synthesis(nn.Module):
-    """The image that coefficients of Fourier modes make, on a grid of side x side points: (n, c, k, k) ->
-    (n, c, side, side). What `BandLimit` returns of images, from `preprocess.Spectrum`.
+class Synthesis(BandLimit):
+    """`BandLimit` of the image that coefficients make (`preprocess.Spectrum`): (n, c, k, k) -> (n, c, side, side).
 
     Args:
         size, side, bandwidth: see `BandLimit`.
     """
 
-    rows: Tensor
-
     def __init__(self, size: int, side: int, bandwidth: int):
-        super().__init__()
-        points = (torch.arange(side, dtype=torch.float64) + 0.5) * size / side - 0.5
-        basis, _ = fourier_basis(size, bandwidth, points)
-        self.register_buffer("rows", basis.T.float().contiguous(), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.rows @ x @ self.rows.T
+        super().__init__(size, side, bandwidth)
+        basis, _ = fourier_basis(size, bandwidth)
+        self.rows = (self.rows.double() @ basis.T).float()
 
 
 class WienerBank(nn.Module):
@@ -133,22 +132,14 @@ def lowpass_cnn(
     side: int = 14,
     widths: Sequence[int] = (32, 64),
     hidden: int = 128,
+    spectrum: bool = False,
 ) -> nn.Sequential:
-    """A `SmallCNN` behind a `BandLimit`: for images that preprocessing has low-passed, under much pixel noise."""
-    return nn.Sequential(BandLimit(size, side, bandwidth), SmallCNN(channels, side, classes, widths, hidden))
+    """A `SmallCNN` behind a `BandLimit`: for images that preprocessing has low-passed, under much pixel noise.
 
-
-def spectrum_cnn(
-    channels: int = 1,
-    size: int = 28,
-    classes: int = 10,
-    bandwidth: int = 5,
-    side: int = 14,
-    widths: Sequence[int] = (32, 64),
-    hidden: int = 128,
-) -> nn.Sequential:
-    """`lowpass_cnn` for coefficients (`preprocess.Spectrum`) instead of images; the weights of one are the other's."""
-    return nn.Sequential(Synthesis(size, side, bandwidth), SmallCNN(channels, side, classes, widths, hidden))
+    With `spectrum` for their coefficients (`preprocess.Spectrum`) instead; the weights of one are the other's.
+    """
+    first = Synthesis if spectrum else BandLimit
+    return nn.Sequential(first(size, side, bandwidth), SmallCNN(channels, side, classes, widths, hidden))
 
 
 def deblurring_cnn(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from gsmooth_lightning.errors import RequestError
+from gsmooth_lightning.model.black_box import BlackBox, is_black_box
 
 BACKENDS = ("auto", "compile", "fx", "plain")
 TOLERANCE = 1e-4
@@ -20,16 +21,23 @@ def fused(network: nn.Module, example: Tensor, backend: str = "auto") -> tuple[n
 
     "compile": torch.compile with frozen weights; needs a C++ compiler (g++) on the CPU. "fx": convolutions with batch
     normalisation folded in, channels-last. "plain": the network itself. "auto": the first of these that works, with a
-    warning when it is not "compile".
+    warning when it is not "compile". A black box is left as it is, and one network before it optimised.
 
     Raises:
-        RequestError: unknown backend, or logits that differ by more than 1e-4 (of the largest logit, if above 1) from
-            the plain network's.
+        RequestError: unknown backend, a network that fails on the example, or logits that differ by more than 1e-4 (of
+            the largest logit, if above 1) from the plain network's.
     """
     if backend not in BACKENDS:
         raise RequestError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if is_black_box(network):
+        check_runs(network, example)
+        if not (type(network) is nn.Sequential and len(network) == 2 and isinstance(network[1], BlackBox)):
+            return network, "plain"
+        denoiser, used = fused(network[0], example, backend)
+        return nn.Sequential(denoiser, network[1]).eval(), used
     network = copy.deepcopy(network).eval().requires_grad_(False)
-    choices = BACKENDS[1:] if backend == "auto" else (backend,)
+    check_runs(network, example)
+    choices = {"auto": BACKENDS[1:-1], "plain": ()}.get(backend, (backend,))
     for choice in choices:
         try:
             fast = _build(network, example, choice).eval()
@@ -45,7 +53,23 @@ def fused(network: nn.Module, example: Tensor, backend: str = "auto") -> tuple[n
         if difference > TOLERANCE:
             raise RequestError(f"backend {choice!r} changes logits by {difference:.1e}; use backend=plain")
         return fast, choice
-    raise RequestError("the network fails on a block of its own input shape; check model against data")
+    return network, "plain"
+
+
+def check_runs(network: nn.Module, example: Tensor) -> None:
+    """Refuses a network that fails on inputs like the example, (n, ...).
+
+    Raises:
+        RequestError: it does.
+    """
+    try:
+        with torch.inference_mode():
+            network(example)
+    except RuntimeError as failure:
+        raise RequestError(
+            f"the network fails on inputs of shape {tuple(example.shape[1:])} ({str(failure).splitlines()[0]}); check "
+            "model against data and preprocess"
+        ) from failure
 
 
 def _build(network: nn.Module, example: Tensor, backend: str) -> nn.Module:
@@ -53,9 +77,7 @@ def _build(network: nn.Module, example: Tensor, backend: str) -> nn.Module:
         if example.device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
             raise RuntimeError("no C++ compiler")
         return Compiled(network, example)
-    if backend == "fx":
-        return ChannelsLast(fuse(network))
-    return network
+    return ChannelsLast(fuse(network))
 
 
 class Compiled(nn.Module):

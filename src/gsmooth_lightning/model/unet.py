@@ -15,21 +15,22 @@ class Skip(nn.Sequential):
         return torch.cat([x, super().forward(x)], 1)
 
 
-def unet(inputs: int, outputs: int, widths: Sequence[int], groups: int = 4) -> nn.Sequential:
+def unet(
+    inputs: int, outputs: int, widths: Sequence[int], groups: int = 4, option: str = "network.widths"
+) -> nn.Sequential:
     """A U-Net (Ronneberger et al. 2015) with GroupNorm, average pooling and SiLU: (n, inputs, h, w) -> (n, outputs, h,
     w), h and w multiples of 2^(len(widths) - 1).
 
     Args:
         widths: channels on each level, from the finest to the coarsest; multiples of `groups`.
         groups: of each normalisation.
+        option: its name, for the message.
 
     Raises:
         RequestError: no levels, or widths that are no such multiples.
     """
     if not widths or any(width % groups for width in widths):
-        raise RequestError(
-            f"network.widths must hold the channels of each level, multiples of {groups}, got {list(widths)}"
-        )
+        raise RequestError(f"{option} must hold the channels of each level, multiples of {groups}, got {list(widths)}")
     first, *rest = widths
     layers = _twice(inputs, first, groups)
     if rest:

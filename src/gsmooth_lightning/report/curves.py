@@ -39,6 +39,13 @@ def certified_accuracy(
     return hits / len(records), low, high
 
 
+def survivors(attacked: Sequence[Record], classifier: str, radius: float = math.inf) -> int:
+    """How many images the "base" or the "smoothed" classifier gets right in every try of an attack within a radius;
+    an attack's parameters are float32."""
+    near = [(r, np.array(r["distances"]) <= radius * (1 + 1e-6)) for r in attacked]
+    return sum(bool(np.all(np.array(r[classifier])[tried] == r["label"])) for r, tried in near)
+
+
 def envelope(
     runs: Mapping[str, Sequence[Record]], radii: Sequence[float]
 ) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
@@ -122,8 +129,6 @@ def blanket(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def chosen(record: Record) -> int:
-    """The class with most votes, -1 where all draws abstain; of a remembered region, its class."""
-    if record.get("details", {}).get("recalled"):
-        return record["prediction"]
+    """The class with most votes; without votes (all draws abstain, or none were needed) the prediction."""
     votes = record["selection"]
-    return int(np.argmax(votes)) if max(votes) > 0 else -1
+    return int(np.argmax(votes)) if max(votes) > 0 else record["prediction"]

@@ -8,11 +8,14 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gsmooth_lightning.report.curves import Record, blanket, certified_accuracy, envelope, largest, tradeoff
+from gsmooth_lightning.report.curves import Record, blanket, certified_accuracy, envelope, largest, survivors, tradeoff
 from gsmooth_lightning.threat import Threat, TransformationThreat
 
 COLUMNS = 8
 """Images in a row of the contact sheet."""
+
+PIECES = 200
+"""Of the time, in the picture of a waveform."""
 
 INK, BLUE, RED = "#222222", "#2166ac", "#b2182b"
 
@@ -20,7 +23,7 @@ INK, BLUE, RED = "#222222", "#2166ac", "#b2182b"
 def report_figure(
     records: Sequence[Record], threat: Threat, image: Callable[[int], Tensor], attacked: Sequence[Record] = ()
 ) -> Figure:
-    """The certified-accuracy curve; under a transformation beside a contact sheet of images at their certified ends.
+    """The certified-accuracy curve; under a transformation beside images or waveforms at their certified ends.
 
     Args:
         records: certificates.
@@ -30,14 +33,15 @@ def report_figure(
     """
     places = np.unique(np.linspace(0, len(records) - 1, 2 * COLUMNS).astype(int))
     shown = {i: image(records[i]["index"]) for i in places} if isinstance(threat, TransformationThreat) else {}
-    if not isinstance(threat, TransformationThreat) or shown[0].ndim != 3:  # nothing to look at in a waveform
+    if not isinstance(threat, TransformationThreat):
         figure = Figure(figsize=(6.4, 4.8), layout="constrained", facecolor="white")
         _curve(figure, records, threat, attacked)
         return figure
     figure = Figure(figsize=(12, 5.4), layout="constrained", facecolor="white")
     left, right = cast(np.ndarray, figure.subfigures(1, 2, width_ratios=(1.15, 1)))
     _curve(left, records, threat, attacked)
-    _contact_sheet(right, [(records[i], x) for i, x in shown.items()], threat)
+    sheet = _contact_sheet if shown[0].ndim == 3 else _waveforms
+    sheet(right, [(records[i], x) for i, x in shown.items()], threat)
     return figure
 
 
@@ -82,6 +86,19 @@ def imitation_figure(columns: Sequence[tuple[Sequence[float], Tensor, Tensor]]) 
                 axes[2 * i + kind, k].imshow(_displayed(x), cmap="gray", vmin=0, vmax=1)
     for cell in axes.flat:
         cell.axis("off")
+    return figure
+
+
+def denoising_figure(rows: Mapping[str, Tensor]) -> Figure:
+    """Images, (n, c, h, w), a row each, by what was done to them."""
+    images = len(next(iter(rows.values())))
+    figure = Figure(figsize=(1.1 * images, 1.3 * len(rows)), layout="constrained", facecolor="white")
+    axes = figure.subplots(len(rows), images, squeeze=False)
+    for row, (name, shown) in zip(axes, rows.items(), strict=True):
+        row[0].set_title(name, fontsize=9, loc="left")
+        for cell, x in zip(row, shown, strict=True):
+            cell.imshow(_displayed(x), cmap="gray", vmin=0, vmax=1)
+            cell.axis("off")
     return figure
 
 
@@ -137,8 +154,8 @@ def _curve(figure, records: Sequence[Record], threat: Threat, attacked: Sequence
     axes.axhline(base, color=INK, linestyle=":", linewidth=1, label="base classifier, clean")
     for key, style in (("smoothed", "-."), ("base", "--")):
         if attacked:
-            alive = np.mean([all(p == r["label"] for p in r[key]) for r in attacked])
-            axes.axhline(alive, color=RED, linestyle=style, linewidth=1, label=f"{key} classifier, attacked")
+            alive = [survivors(attacked, key, radius) / len(attacked) for radius in radii]
+            axes.plot(radii, alive, color=RED, linestyle=style, linewidth=1, label=f"{key} classifier, attacked")
     guarantee = ", ".join(sorted({r["guarantee"] for r in records}))
     axes.set(
         xlabel=f"radius ({records[0]['unit']})",
@@ -174,5 +191,26 @@ def _contact_sheet(figure, shown: Sequence[tuple[Record, Tensor]], threat: Trans
                 cell.set_title(", ".join(f"{value:+.3g}" for value in end), fontsize=7, pad=1)
 
 
+def _waveforms(figure, shown: Sequence[tuple[Record, Tensor]], threat: TransformationThreat) -> None:
+    """Clips, (1, t): the range of the samples in each of PIECES of the time, clean and at both ends of the certified
+    range."""
+    axes = figure.subplots(len(shown) // 2, 2, squeeze=False, sharex=True, sharey=True).T.flat
+    figure.suptitle(f"clean, and at the ends of the certified range ({threat.unit})", fontsize=11)
+    for cell, (record, x) in zip(axes, shown, strict=False):
+        clean = threat.prepare(x[None])
+        low, high = threat.box(record["radius"])
+        good = record["prediction"] == record["label"]
+        for end, color in ((high, BLUE), (None, INK), (low, RED)):
+            file = clean if end is None else threat.apply(clean, torch.tensor([end], dtype=torch.float32))
+            pieces = file[0, 0, : file.shape[2] // PIECES * PIECES].view(PIECES, -1)
+            cell.fill_between(range(PIECES), pieces.amin(1).cpu(), pieces.amax(1).cpu(), color=color, linewidth=0)
+        ends = f": {low[0]:+.3g}, {high[0]:+.3g}" if record["radius"] else ": at 0 alone"
+        name = "abstained" if record["prediction"] == -1 else f"{record['prediction']}{ends}"
+        cell.set_title(name, fontsize=7, pad=1, color=INK if good else RED)
+        cell.axis("off")
+
+
 def _displayed(x: Tensor) -> np.ndarray:
+    if x.shape[0] not in (1, 3):  # latents
+        x = x.mean(0, keepdim=True)
     return x.clamp(0, 1).permute(1, 2, 0).squeeze(-1).cpu().numpy()

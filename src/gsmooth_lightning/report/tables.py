@@ -17,6 +17,7 @@ from gsmooth_lightning.report.curves import (
     chosen,
     envelope,
     largest,
+    survivors,
     units,
 )
 from gsmooth_lightning.threat import Threat, TransformationThreat
@@ -29,6 +30,11 @@ MEANING = {
     "another order they may be other regions",
     "heuristic": "a hypothesis of the theorem was not proved: no proof against an attacker who finds where it fails",
 }
+
+BLACK_BOX = (
+    "a black box, asked for labels alone; the certificate is for the function that was asked, which must answer "
+    "the same when it is deployed"
+)
 
 ELLIPSOID = "any change within the ellipsoid of the noise whose half axes have the radius as their geometric mean"
 
@@ -138,6 +144,7 @@ def certificate_rows(
         "alpha an image": f"{alpha:g} (of {n} images at most {n * alpha:.2g} false certificates expected)",
         "threat": ELLIPSOID if unit == AXIS else threat.describe(),
         "guarantee": "; ".join(f"{g}: {MEANING[g]}" for g in guarantee),
+        **({"base classifier": BLACK_BOX} if any("base" in r.get("details", {}) for r in records) else {}),
         **rests_on(records),
         **left_rows(records),
         "intervals": INTERVALS,
@@ -181,13 +188,19 @@ def left_rows(records: Sequence[Record]) -> dict[str, str]:
     return {"left": "; ".join(f"{n} images: {reason}" for reason, n in reasons.items())} if reasons else {}
 
 
-def attack_rows(records: Sequence[Record], certificates: Sequence[Record], attack: str) -> dict[str, str]:
-    """The lines of an attack of that name, with its contradictions of certificates on the same images."""
+def attack_rows(
+    records: Sequence[Record], certificates: Sequence[Record], attack: str, within: Mapping[str, float]
+) -> dict[str, str]:
+    """The lines of an attack of that name, with its contradictions of certificates on the same images.
+
+    within: radii up to which its tries count, in words; one for each pair of lines.
+    """
     n = len(records)
     by_index = {c["index"]: c for c in certificates}
     rows = {
-        f"attacked accuracy, base ({attack})": share(sum(_survives(r["base"], r["label"]) for r in records), n),
-        f"attacked accuracy, smoothed ({attack})": share(sum(_survives(r["smoothed"], r["label"]) for r in records), n),
+        f"attacked accuracy, {classifier} ({attack}){words}": share(survivors(records, classifier, radius), n)
+        for words, radius in within.items()
+        for classifier in ("base", "smoothed")
     }
     if any("top_k" in c for c in certificates):
         raise RequestError("an attack's one prediction says nothing about the k most probable; report them apart")
@@ -349,7 +362,3 @@ def _frame(columns: dict[str, dict[str, str]]) -> pd.DataFrame:
 def rounded(value: float, up: bool) -> str:
     """Four decimals, on the safe side."""
     return f"{(np.ceil if up else np.floor)(value * 1e4) / 1e4:.4f}"
-
-
-def _survives(predictions: Sequence[int], label: int) -> bool:
-    return all(p == label for p in predictions)

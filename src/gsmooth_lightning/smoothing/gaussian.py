@@ -67,7 +67,7 @@ class Gaussian(Law):
     @property
     def largest_sigma(self) -> float:
         """The largest standard deviation of a coordinate."""
-        return float(self.sigma.max())
+        return float(self.sigma.detach().max())
 
     @property
     def scale(self) -> float:

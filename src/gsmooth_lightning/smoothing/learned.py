@@ -17,7 +17,7 @@ def learned_noise(file: str | Path) -> Law:
     Raises:
         RequestError: there is no such file, it holds no learned noise, or numbers that are no standard deviations.
     """
-    content = read_checkpoint(file, "sigma", "learned")
+    content = read_checkpoint(file, "file of learned noise", "sigma", "learned")
     held = content.get("noise") if isinstance(content, dict) else None
     sigma, factors = (held.get("sigma"), held.get("factors")) if isinstance(held, dict) else (None, None)
     if not isinstance(sigma, Tensor) or not isinstance(factors, Tensor | None):

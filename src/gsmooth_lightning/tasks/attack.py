@@ -1,4 +1,4 @@
-"""`gsmooth attack`: a search of the worst parameters against the base and the smoothed classifier."""
+"""`gsmooth attack`: a search of the worst parameters or pixels against the base and the smoothed classifier."""
 
 import inspect
 from functools import partial
@@ -7,25 +7,19 @@ from pathlib import Path
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.lit import AttackModule
-from gsmooth_lightning.model import load_weights
 from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.tasks.launch import command
 from gsmooth_lightning.tasks.report import show
-from gsmooth_lightning.tasks.setup import prepare, seeded_network
-from gsmooth_lightning.threat import TransformationThreat
+from gsmooth_lightning.tasks.setup import prepare, trained_network
 
 
 def attack(cfg: DictConfig) -> Path:
     """Attacks every visited image; returns the store's folder."""
     run = prepare(cfg, "attack", ("attack",))
-    if not isinstance(run.threat, TransformationThreat):
-        raise RequestError("this attack searches a transformation's parameters; use threat=rotation")
     search, device = instantiate(cfg.attack), run.trainer.strategy.root_device
     if "network" in inspect.signature(search).parameters:  # gradients need the plain network, `prepare` compiles it
-        network = seeded_network(cfg)
-        load_weights(network, cfg.checkpoint)
+        network = trained_network(cfg, "attack")
         search = partial(search, network=network.to(device).eval().requires_grad_(False))
     image, label, index = run.data.visited[0]
     x = run.threat.prepare(image[None])[0].to(device)

@@ -13,7 +13,7 @@ from gsmooth_lightning.tasks.launch import command
 from gsmooth_lightning.tasks.report import show
 from gsmooth_lightning.tasks.setup import CLASSIFIER, identity_of, run_folder
 
-OWN = ("law", "noise", "learned", "preprocess", "model", "checkpoint")
+OWN = ("law", "noise", "learned", "preprocess", "model", "checkpoint", "denoiser", "denoiser_checkpoint")
 """What a certificate may have beside its theorem, error bound and sampling plan, instead of what all have."""
 
 
@@ -31,7 +31,8 @@ def compare(cfg: DictConfig) -> str:
         raise RequestError(
             f"only names no certificate {', '.join(sorted(unknown))}; choose of {', '.join(cfg.certificates)}"
         )
-    folder = run_folder(cfg, "compare", identity_of(cfg, (*CLASSIFIER, "images", "checkpoint")))
+    denoised = ("denoiser", "denoiser_checkpoint") if cfg.denoiser is not None else ()
+    folder = run_folder(cfg, "compare", identity_of(cfg, (*CLASSIFIER, "images", "checkpoint", *denoised)))
     stores: list[Path] = []
     refused: dict[str, str] = {}
     radii: list[float] | None = cfg.radii

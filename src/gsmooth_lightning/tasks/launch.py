@@ -13,6 +13,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gsmooth_lightning.errors import RequestError
 
+OPTIONAL = ("law", "noise", "error", "denoiser")
+"""Groups with an option `none`."""
+
 RESUMABLE = 130
 """Exit status of an interrupted run; the same command goes on where it stopped."""
 
@@ -29,10 +32,19 @@ def command(name: str, run: Callable[[DictConfig], object]) -> None:
 
     def job(cfg: DictConfig) -> None:
         with _one_sentence(name):  # before Hydra adds a line of its own
-            run(cfg)
+            run(without_leftovers(cfg))
 
     with _one_sentence(name, ValueError):  # Hydra's own, about the composition
         hydra.main(version_base="1.3", config_path="pkg://gsmooth_lightning.conf", config_name=name)(job)()
+
+
+def without_leftovers(cfg: DictConfig) -> DictConfig:
+    """The configuration without an experiment's options of parts that were switched off, such as noise.sigma beside
+    noise=none: these parts are null."""
+    for group in OPTIONAL:
+        if cfg.get(group) is not None and "_target_" not in cfg[group]:
+            cfg[group] = None
+    return cfg
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """`gsmooth report`: table and picture of finished or running stores, and of other authors' logs."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,7 +39,7 @@ from gsmooth_lightning.report.tables import (
 from gsmooth_lightning.tasks.launch import command
 from gsmooth_lightning.tasks.setup import CLASSIFIER, data_module, identity_of, images_in_words, smoothed_classifier
 
-JOINED = (*CLASSIFIER, "images", "checkpoint", "block", "votes", "versions")
+JOINED = (*CLASSIFIER, "images", "checkpoint", "denoiser", "own code", "block", "votes", "versions")
 """What an attack and the certificates it is reported with have in common."""
 
 
@@ -214,21 +215,30 @@ def rows(sources: Mapping[str, Source], radii: Mapping[str, Sequence[float]]) ->
             check_identity(source.path, sources[certified].identity, JOINED)
             nested = isinstance(instantiate(sources[certified].settings.certify), NestedCertifier)
             certificates = [] if nested else sources[certified].records  # of another classifier than was attacked
-            columns[certified] |= attack_rows(records, certificates, attack_name(source))
+            columns[certified] |= attack_rows(records, certificates, attack_name(source), tried(source))
         else:
             columns[name] = {
                 "images": f"{len(records)} ({images})",
                 "data": data,
-                "inputs": f"{threat.inputs}; parameters in {threat.unit}",
+                "inputs": f"{threat.inputs}; distances in {threat.unit}",
                 "threat": threat.describe(),
-                **attack_rows(records, (), attack_name(source)),
+                **attack_rows(records, (), attack_name(source), tried(source)),
             }
     return columns
 
 
 def attack_name(source: Source) -> str:
     """The attack of a store, in words; older ones are of the worst of k."""
-    return source.identity["attack"].get("_target_", "worst_of_k").rsplit(".", 1)[-1].replace("_", " ")
+    node = source.identity["attack"]
+    inner = next((craft[key] for craft in [node.get("craft", {})] for key in ("attack", "make") if key in craft), node)
+    first, *_, last = inner.get("_target_", "worst_of_k").split(".")
+    return last.replace("_", " ") if first in ("gsmooth_lightning", last) else f"{first} {last}"
+
+
+def tried(source: Source) -> dict[str, float]:
+    """How far an attack's tries are from the clean input, in words: up to each epsilon, or anywhere in the range."""
+    epsilons = source.identity["attack"].get("epsilons")
+    return {"": math.inf} if epsilons is None else {f" up to {e:g} {source.threat.unit}": e for e in epsilons}
 
 
 def error_rows(source: Source, images: str, data: str) -> dict[str, str]:

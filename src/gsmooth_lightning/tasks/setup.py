@@ -24,7 +24,7 @@ from gsmooth_lightning.certify.store import Store, digest
 from gsmooth_lightning.data.base import describe_subset
 from gsmooth_lightning.errors import RequestError, UncertifiableError
 from gsmooth_lightning.lit import ImageDataModule
-from gsmooth_lightning.model import file_hash, fused, load_weights
+from gsmooth_lightning.model import BlackBox, file_hash, fused, load_weights
 from gsmooth_lightning.smoothed import LEVELS, SAMPLE_LEVELS, SmoothedClassifier
 from gsmooth_lightning.smoothing import Latent, Law, learned_noise
 from gsmooth_lightning.threat import Threat, TransformationThreat
@@ -88,6 +88,47 @@ def seeded_network(cfg: DictConfig) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
         return instantiate(cfg.model)
+
+
+def trained_network(cfg: DictConfig, command: str) -> nn.Module:
+    """The base network with its weights, behind its denoiser if there is one.
+
+    Raises:
+        RequestError: weights without a file, or a file of a denoiser without one.
+    """
+    check_denoiser(cfg)
+    network = seeded_network(cfg)
+    if cfg.checkpoint is not None:
+        load_weights(network, cfg.checkpoint)
+    elif network.state_dict():
+        raise RequestError(f"{command} needs a trained network; give checkpoint=FILE, written by `gsmooth train`")
+    if cfg.denoiser is None:
+        return network
+    denoiser = instantiate(cfg.denoiser)
+    load_weights(denoiser, cfg.denoiser_checkpoint, "denoiser_checkpoint")
+    return nn.Sequential(denoiser, network)
+
+
+def check_denoiser(cfg: DictConfig) -> None:
+    """Refuses a denoiser without a file of weights, and a file without a denoiser."""
+    if cfg.denoiser is None and cfg.denoiser_checkpoint is not None:
+        raise RequestError("denoiser_checkpoint belongs to a denoiser; give denoiser=dncnn or denoiser=unet")
+    if cfg.denoiser is not None and cfg.denoiser_checkpoint is None:
+        raise RequestError("a denoiser needs its weights; give denoiser_checkpoint=FILE, written by `gsmooth denoise`")
+
+
+def weights(cfg: DictConfig) -> dict[str, Any]:
+    """What a run's identity holds of the network's weights, and of its denoiser if it has one.
+
+    Raises:
+        RequestError: a file that is not there, or a denoiser without one.
+    """
+    found: dict[str, Any] = {"checkpoint": file_hash_of(cfg.checkpoint, "checkpoint") if cfg.checkpoint else None}
+    if cfg.denoiser is not None:
+        check_denoiser(cfg)
+        made = file_hash_of(cfg.denoiser_checkpoint, "denoiser_checkpoint")
+        found["denoiser"] = {"network": plain(cfg.denoiser), "checkpoint": made}
+    return found
 
 
 def drawn(cfg: DictConfig) -> tuple[Any, Any]:
@@ -207,7 +248,7 @@ def file_hash_of(file: str, option: str) -> str:
     Raises:
         RequestError: there is none.
     """
-    if not Path(file).is_file():
+    if not Path(str(file)).is_file():
         raise RequestError(f"there is no file {file}; correct {option}=..., or leave it out")
     return file_hash(file)
 
@@ -217,18 +258,27 @@ LIBRARIES = ("gsmooth_lightning", "torch", "torchvision", "torchaudio", "timm")
 
 
 def own_code(threat: Threat, network: nn.Module) -> dict[str, dict[str, str]]:
-    """Hashes of the user's own Python files that decide results: of functions that are certified, and of networks."""
+    """Hashes of the user's own Python files that decide results: of functions that are certified, of networks and of
+    black boxes."""
     parts = list(network.modules())
     if isinstance(threat, TransformationThreat):
         parts += threat.transform.modules()
     used: list[Any] = [type(part) for part in parts]
     used += [own for part in parts if isinstance(part, Function) for own in (part.function, part.bound) if own]
-    names = {getattr(own, "__module__", "") for own in used}
+    used += [part.function for part in parts if isinstance(part, BlackBox)]
+    names = {getattr(unwrapped(own), "__module__", "") for own in used}
     files = {name: getattr(sys.modules.get(name), "__file__", None) for name in names}
     own = {
         name: file_hash(file) for name, file in sorted(files.items()) if file and name.split(".")[0] not in LIBRARIES
     }
     return {"own code": own} if own else {}
+
+
+def unwrapped(function: Any) -> Any:
+    """The function inside functools.partial, or inside what Hydra wraps it in."""
+    while hasattr(function, "func"):
+        function = function.func
+    return function
 
 
 def run_folder(cfg: DictConfig, command: str, identity: dict[str, Any]) -> Path:
@@ -261,13 +311,8 @@ def prepare(cfg: DictConfig, command: str, groups: tuple[str, ...], with_network
     logger.
     """
     check_numbers(cfg)
-    if cfg.checkpoint is None and with_network:
-        raise RequestError(f"{command} needs a trained network; give checkpoint=FILE, written by `gsmooth train`")
     threat: Threat = instantiate(cfg.threat)
-    network: nn.Module = nn.Identity()
-    if with_network:
-        network = seeded_network(cfg)
-        load_weights(network, cfg.checkpoint)
+    network: nn.Module = trained_network(cfg, command) if with_network else nn.Identity()
     data = data_module(cfg)
     visited = data.visited  # refuses impossible subsets
     trainer = make_trainer(cfg, enable_checkpointing=False, inference_mode=True)
@@ -292,7 +337,7 @@ def prepare(cfg: DictConfig, command: str, groups: tuple[str, ...], with_network
         **identity_of(cfg, (*CLASSIFIER, *groups)),
         "images": f"{cfg.images.split} {data.split(cfg.images.split).content_hash}",
         "source": data.dataset.describe(),
-        "checkpoint": file_hash(cfg.checkpoint) if with_network else None,
+        **(weights(cfg) if with_network else {"checkpoint": None}),
         "votes": cfg.votes,
         "block": cfg.block,
         "backend": backend,

@@ -9,21 +9,19 @@ from omegaconf import DictConfig
 
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.lit import SigmaModule
-from gsmooth_lightning.model import fused, load_weights
-from gsmooth_lightning.report.tables import markdown
+from gsmooth_lightning.model import fused
 from gsmooth_lightning.tasks.launch import command
 from gsmooth_lightning.tasks.setup import (
     CLASSIFIER,
     data_module,
-    file_hash_of,
     identity_of,
-    make_trainer,
     plain,
-    seeded_network,
     smoothed_classifier,
+    trained_network,
     versions,
+    weights,
 )
-from gsmooth_lightning.tasks.train import fit, writing
+from gsmooth_lightning.tasks.train import fit, show_measured
 
 
 def sigma(cfg: DictConfig) -> Path:
@@ -40,13 +38,12 @@ def sigma(cfg: DictConfig) -> Path:
         "command": "sigma",
         **identity_of(cfg, (*CLASSIFIER, "scales", "maximise", "train")),
         "augment": plain(cfg.data.augment),
-        "checkpoint": file_hash_of(cfg.checkpoint, "checkpoint"),
+        **weights(cfg),
         "versions": versions(),
     }
 
     def module(*optimization: Any) -> SigmaModule:
-        network = seeded_network(cfg)
-        load_weights(network, cfg.checkpoint)
+        network = trained_network(cfg, "sigma")
         smoothed, threat = smoothed_classifier(cfg, network), instantiate(cfg.threat)
         maximised = instantiate(cfg.maximise)
         x = threat.prepare(data_module(cfg).split("val")[0][0][None])[0]
@@ -60,7 +57,7 @@ def sigma(cfg: DictConfig) -> Path:
             except TypeError as failure:
                 raise RequestError(f"scales: {failure}; correct the options of scales") from failure
         with torch.no_grad():
-            smoothed.noise = scales.law()
+            smoothed = smoothed.under(scales.law())
         maximised.check(smoothed, threat)
         maximised.votes(smoothed, x[None])  # refuses a network without logits
         return SigmaModule(smoothed, threat, scales, maximised, *optimization)
@@ -70,12 +67,7 @@ def sigma(cfg: DictConfig) -> Path:
         saved = module(instantiate(cfg.train.optimizer))
         saved.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["state_dict"], strict=False)
         torch.manual_seed(cfg.seed)  # the same table whenever it is measured
-        make_trainer(cfg, enable_checkpointing=False).validate(saved, data_module(cfg), verbose=False)
-        table = markdown(saved.measured)
-        print(table)
-        with writing(file.parent):
-            (file.parent / "sigma.md").write_text(table + "\n")
-            saved.picture().savefig(file.parent / "sigma.png", dpi=100)
+        show_measured(cfg, saved, file)
     return file
 
 

@@ -9,10 +9,9 @@ from omegaconf import DictConfig
 
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.lit import SurrogateModule
-from gsmooth_lightning.report.tables import markdown
 from gsmooth_lightning.tasks.launch import command
-from gsmooth_lightning.tasks.setup import data_module, identity_of, make_trainer, plain, versions
-from gsmooth_lightning.tasks.train import fit, writing
+from gsmooth_lightning.tasks.setup import data_module, identity_of, plain, versions
+from gsmooth_lightning.tasks.train import fit, show_measured
 from gsmooth_lightning.threat import TransformationThreat
 from gsmooth_lightning.transform import load_surrogate
 
@@ -47,12 +46,7 @@ def surrogate(cfg: DictConfig) -> Path:
         saved = SurrogateModule(
             load_surrogate(file), threat, instantiate(cfg.imitation), instantiate(cfg.train.optimizer)
         )
-        make_trainer(cfg, enable_checkpointing=False).validate(saved, data_module(cfg), verbose=False)
-        table = markdown(saved.measured)
-        print(table)
-        with writing(file.parent):
-            (file.parent / "surrogate.md").write_text(table + "\n")
-            saved.picture().savefig(file.parent / "surrogate.png", dpi=100)
+        show_measured(cfg, saved, file)
     return file
 
 

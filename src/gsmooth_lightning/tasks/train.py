@@ -1,6 +1,7 @@
 """`gsmooth train`: a base classifier for the smoothing it will be certified under."""
 
 import contextlib
+import copy
 import errno
 import math
 import os
@@ -17,7 +18,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.lit import ClassifierModule, OptimizedModule, TrainingProgress
-from gsmooth_lightning.model import load_weights
+from gsmooth_lightning.model import check_runs, load_weights
+from gsmooth_lightning.report.tables import markdown
 from gsmooth_lightning.tasks.launch import command
 from gsmooth_lightning.tasks.setup import (
     CLASSIFIER,
@@ -48,6 +50,8 @@ def train(cfg: DictConfig) -> Path:
 
     With `checkpoint` the network starts from those weights.
     """
+    if cfg.denoiser is not None:
+        raise RequestError("train is for the classifier alone; leave denoiser out, and train that by `gsmooth denoise`")
     identity = {
         "command": "train",
         **identity_of(cfg, (*CLASSIFIER, "objective", "train")),
@@ -60,8 +64,12 @@ def train(cfg: DictConfig) -> Path:
         network = seeded_network(cfg)
         if cfg.checkpoint is not None:
             load_weights(network, cfg.checkpoint)
-        smoothed = smoothed_classifier(cfg, network)
-        return ClassifierModule(smoothed, instantiate(cfg.threat), instantiate(cfg.objective), *optimization)
+        smoothed, threat = smoothed_classifier(cfg, network), instantiate(cfg.threat)
+        if not any(weight.requires_grad for weight in network.parameters()):
+            raise RequestError("this network has no weights to train; certify it as it is, or choose another model")
+        x = smoothed.preprocess(threat.prepare(data_module(cfg).split("val")[0][0][None]))
+        check_runs(copy.deepcopy(network).eval(), x)
+        return ClassifierModule(smoothed, threat, instantiate(cfg.objective), *optimization)
 
     return fit(cfg, identity, module, "classifier.ckpt")
 
@@ -102,6 +110,16 @@ def fit(cfg: DictConfig, identity: dict[str, Any], make: Callable[..., Optimized
             temporary.unlink(missing_ok=True)
     print(f"trained: {checkpoint}")
     return checkpoint
+
+
+def show_measured(cfg: DictConfig, module: Any, file: Path) -> None:
+    """Validates what a file holds, prints `module.measured`, and writes it and `module.picture()` beside the file."""
+    make_trainer(cfg, enable_checkpointing=False).validate(module, data_module(cfg), verbose=False)
+    table = markdown(module.measured)
+    print(table)
+    with writing(file.parent):
+        file.with_suffix(".md").write_text(table + "\n")
+        module.picture().savefig(file.with_suffix(".png"), dpi=100)
 
 
 def keep_checkpoints(cfg: DictConfig, folder: Path) -> list[pl.Callback]:

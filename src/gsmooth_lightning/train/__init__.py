@@ -1,7 +1,9 @@
-"""Training objectives for base classifiers: (smoothed, x, y, epoch) -> (loss, logits); for surrogates and for noise."""
+"""Training objectives for base classifiers: (smoothed, x, y, epoch) -> (loss, logits); for surrogates, denoisers and
+noise."""
 
 from gsmooth_lightning.train.adversarial import AdversarialTraining
 from gsmooth_lightning.train.consistency import Consistency
+from gsmooth_lightning.train.denoising import DenoisingMSE, DenoisingStability
 from gsmooth_lightning.train.imitation import Imitation
 from gsmooth_lightning.train.macer import Macer
 from gsmooth_lightning.train.maximise import CertifiedArea, CertifiedRange, Maximised
@@ -17,6 +19,8 @@ __all__ = [
     "CertifiedArea",
     "CertifiedRange",
     "Consistency",
+    "DenoisingMSE",
+    "DenoisingStability",
     "Imitation",
     "Macer",
     "Maximised",

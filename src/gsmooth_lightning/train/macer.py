@@ -23,29 +23,42 @@ class Macer(nn.Module):
 
     Args:
         weight: lambda sigma; lambda = 12 at sigma .25 on CIFAR-10 in the authors' code; on MNIST Jeong & Shin 2020 take
-            16 (6 at sigma 1) once the learning rate has fallen, and 0 before.
+            16 (6 at sigma 1).
+        start: epochs without the second term at first; Jeong & Shin 2020 wait until the learning rate has fallen, since
+            the hinge keeps an untrained network from learning.
         gamma: of the hinge.
         beta: inverse temperature.
         m: draws.
         semantic: draw theta too; otherwise theta = 0, for transformations that come from data.augment.
 
     Raises:
-        RequestError: m below 1, a negative weight, gamma or beta not positive.
+        RequestError: m below 1, a negative start or weight, gamma or beta not positive.
     """
 
-    def __init__(self, weight: float, gamma: float = 8.0, beta: float = 16.0, m: int = 16, semantic: bool = True):
+    def __init__(
+        self,
+        weight: float,
+        gamma: float = 8.0,
+        beta: float = 16.0,
+        m: int = 16,
+        start: int = 0,
+        semantic: bool = True,
+    ):
         super().__init__()
-        check_whole("objective", m=(m, 1))
+        check_whole("objective", m=(m, 1), start=(start, 0))
         self.weight, self.gamma = at_least("objective.weight", weight, 0), positive("objective.gamma", gamma)
-        self.beta, self.m, self.semantic = positive("objective.beta", beta), m, semantic
+        self.beta, self.m, self.start, self.semantic = positive("objective.beta", beta), m, start, semantic
 
     def forward(self, smoothed: SmoothedClassifier, x: Tensor, y: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Loss, and the logits of the first draw: x (n, ...), y (n,); `epoch` counts from 0."""
         logits = logits_of_draws(smoothed, x, self.m, self.semantic)
+        likelihood = functional.nll_loss(log_mean_softmax(logits), y)
+        if epoch < self.start:
+            return likelihood, logits[0]
         p = log_mean_softmax(self.beta * logits.double()).exp()
         own = p.gather(1, y[:, None])[:, 0]
         other = p.scatter(1, y[:, None], -1.0).amax(1)
         inside = (own > other) & (own < 1) & (other > 0)
         margin = ndtri(own[inside]) - ndtri(other[inside])
         hinge = (self.gamma - margin).clamp_min(0).sum() / len(x)
-        return functional.nll_loss(log_mean_softmax(logits), y) + self.weight / 2 * hinge.float(), logits[0]
+        return likelihood + self.weight / 2 * hinge.float(), logits[0]

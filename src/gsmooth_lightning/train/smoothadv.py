@@ -10,7 +10,7 @@ from gsmooth_lightning.attack.pgd import check_box
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.train.adversarial import frozen, warmed
-from gsmooth_lightning.train.draws import log_mean_softmax, logits_under, noise_draws
+from gsmooth_lightning.train.draws import logits_under, noise_draws, soft_votes_under
 
 
 class SmoothAdv(nn.Module):
@@ -56,12 +56,8 @@ class SmoothAdv(nn.Module):
         """Loss, and the logits of the first draw: x (n, ...), y (n,); `epoch` counts from 0."""
         clean = smoothed.training_images(x, self.semantic)
         noise = noise_draws(smoothed, clean, self.m)
-
-        def log_probabilities(inputs: Tensor) -> Tensor:
-            return log_mean_softmax(logits_under(smoothed.base, inputs, noise))
-
         with frozen(smoothed.base):
             epsilon = warmed(self.epsilon, self.warmup, epoch)
-            adversarial = self.attack(log_probabilities, clean, y, epsilon=epsilon, box=self.box)
+            adversarial = self.attack(soft_votes_under(smoothed.base, noise), clean, y, epsilon=epsilon, box=self.box)
         logits = logits_under(smoothed.base, adversarial, noise)
         return functional.cross_entropy(logits.flatten(0, 1), y.repeat(self.m)), logits[0]

@@ -11,7 +11,7 @@ from gsmooth_lightning.errors import check_whole
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing.base import at_least, positive
 from gsmooth_lightning.train.adversarial import frozen
-from gsmooth_lightning.train.draws import log_mean_softmax, logits_under, noise_draws
+from gsmooth_lightning.train.draws import log_mean_softmax, logits_under, noise_draws, soft_votes_under
 
 
 class SmoothMix(nn.Module):
@@ -61,13 +61,9 @@ class SmoothMix(nn.Module):
         """Loss, and the logits of the first draw: x (n, ...), y (n,); `epoch` counts from 0."""
         clean = smoothed.training_images(x, self.semantic)
         noise = noise_draws(smoothed, clean, self.m)
-
-        def log_probabilities(inputs: Tensor) -> Tensor:
-            return log_mean_softmax(logits_under(smoothed.base, inputs, noise))
-
         with frozen(smoothed.base):
             steps = {"steps": self.steps, "step_size": self.alpha, "epsilon": self.steps * self.alpha}  # no ball
-            adversarial = self.attack(log_probabilities, clean, y, box=self.box, **steps)
+            adversarial = self.attack(soft_votes_under(smoothed.base, noise), clean, y, box=self.box, **steps)
         logits = logits_under(smoothed.base, clean, noise)
         share = torch.rand(len(clean), device=clean.device) / 2
         mixed = clean + share.view(-1, *[1] * (clean.ndim - 1)) * (adversarial - clean)

@@ -156,7 +156,7 @@ def load_surrogate(file: str | Path | None) -> Surrogate:
     """
     if file is None:
         raise UncertifiableError("a surrogate is needed; give surrogate=FILE, written by `gsmooth surrogate`")
-    content = read_checkpoint(file, "surrogate", "surrogate")
+    content = read_checkpoint(file, "surrogate", "surrogate", "surrogate")
     try:
         surrogate = Surrogate(**content["hyper_parameters"]["surrogate"])
         state = content["state_dict"]
