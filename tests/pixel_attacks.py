@@ -65,10 +65,10 @@ def in_training_mode(model, eps):
 
 CRAFTS = {
     "pgd": ours(partial(pgd, steps=4)),
-    "ddn": ours(partial(ddn, steps=4)),
+    "ddn of smallest norm": ours(partial(ddn, steps=10)),
     "torchattacks": of_torchattacks(partial(torchattacks.PGDL2, steps=4)),
-    "torchattacks without eps": of_torchattacks(partial(torchattacks.CW, steps=4, lr=0.1)),
+    "torchattacks of smallest norm": of_torchattacks(partial(torchattacks.CW, steps=40, lr=0.02)),
     "torchattacks in training mode": of_torchattacks(in_training_mode),
     "foolbox": of_foolbox(foolbox.attacks.L2ProjectedGradientDescentAttack(steps=4, rel_stepsize=0.4)),
-    "foolbox, of smallest norm": of_foolbox(foolbox.attacks.DDNAttack(steps=4)),
+    "foolbox of smallest norm": of_foolbox(foolbox.attacks.DDNAttack(steps=20)),
 }

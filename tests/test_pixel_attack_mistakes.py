@@ -16,7 +16,7 @@ from pixel_attacks import CRAFTS, Halfspace, attacked, dark, grey, normals, smoo
 # ---------------------------------------------------------------- black boxes
 
 
-@pytest.mark.parametrize("name", ["pgd", "ddn", "torchattacks", "foolbox"])
+@pytest.mark.parametrize("name", ["pgd", "ddn of smallest norm", "torchattacks", "foolbox"])
 def test_attacks_that_need_gradients_refuse_a_black_box(name):
     x, network = dark()
     with pytest.raises(RequestError, match="image 0") as failure:
