@@ -117,8 +117,11 @@ class PixelThreat(Threat):
         return math.inf
 
     def distance(self, delta: Tensor) -> Tensor:
-        """Norms of changes, (n, ...) -> (n,) float64."""
-        return torch.linalg.vector_norm(delta.double().flatten(1), {"l1": 1, "l2": 2, "linf": math.inf}[self.norm], 1)
+        """Norms of the differences of files, (n, ...) -> (n,) float64: of whole steps, where the format has them."""
+        exact = delta.double().flatten(1)
+        if self.levels is not None:
+            exact = (exact * self.levels).round() / self.levels
+        return torch.linalg.vector_norm(exact, {"l1": 1, "l2": 2, "linf": math.inf}[self.norm], 1)
 
     def describe(self) -> str:
         return f"any change of {self.norm} norm at most the radius ({self.inputs}), {self.file()}"

@@ -119,7 +119,8 @@ class TimeShift(nn.Module):
         self.most = most
 
     def forward(self, x: Tensor) -> Tensor:
-        by = int(torch.randint(-self.most, self.most + 1, ()))
+        most = min(self.most, x.shape[-1])
+        by = int(torch.randint(-most, most + 1, ()))
         return functional.pad(x, (by, -by))
 
 

@@ -194,20 +194,22 @@ def _contact_sheet(figure, shown: Sequence[tuple[Record, Tensor]], threat: Trans
 def _waveforms(figure, shown: Sequence[tuple[Record, Tensor]], threat: TransformationThreat) -> None:
     """Clips, (1, t): the range of the samples in each of PIECES of the time, clean and at both ends of the certified
     range."""
-    axes = figure.subplots(len(shown) // 2, 2, squeeze=False, sharex=True, sharey=True).T.flat
+    axes = figure.subplots(-(-len(shown) // 2), 2, squeeze=False, sharex=True, sharey=True).T.ravel()
     figure.suptitle(f"clean, and at the ends of the certified range ({threat.unit})", fontsize=11)
+    for cell in axes:
+        cell.axis("off")
     for cell, (record, x) in zip(axes, shown, strict=False):
         clean = threat.prepare(x[None])
         low, high = threat.box(record["radius"])
         good = record["prediction"] == record["label"]
         for end, color in ((high, BLUE), (None, INK), (low, RED)):
             file = clean if end is None else threat.apply(clean, torch.tensor([end], dtype=torch.float32))
-            pieces = file[0, 0, : file.shape[2] // PIECES * PIECES].view(PIECES, -1)
-            cell.fill_between(range(PIECES), pieces.amin(1).cpu(), pieces.amax(1).cpu(), color=color, linewidth=0)
+            pieces = file[0, 0].cpu().tensor_split(min(PIECES, file.shape[2]))
+            least, most = [float(piece.min()) for piece in pieces], [float(piece.max()) for piece in pieces]
+            cell.fill_between(range(len(pieces)), least, most, color=color, linewidth=0)
         ends = f": {low[0]:+.3g}, {high[0]:+.3g}" if record["radius"] else ": at 0 alone"
         name = "abstained" if record["prediction"] == -1 else f"{record['prediction']}{ends}"
         cell.set_title(name, fontsize=7, pad=1, color=INK if good else RED)
-        cell.axis("off")
 
 
 def _displayed(x: Tensor) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -154,6 +155,8 @@ def show(
         raise RequestError(f"area must be true or false, got {area!r}")
     loaded = [with_other_bounds(source, changes, top_k) for source in map(load, paths)]
     if area:
+        if any(source.kind == "attack" for source in loaded):
+            raise RequestError("area=true compares certificates by their ellipsoids; report attacks without it")
         loaded = [replace(source, records=by_area(source.records)) for source in loaded]
     sources = dict(zip(names_of(paths), loaded, strict=True))
     runs = {name: source.records for name, source in sources.items() if source.kind in ("certify", "log")}
@@ -201,12 +204,15 @@ def rows(sources: Mapping[str, Source], radii: Mapping[str, Sequence[float]]) ->
     """A column of the table for each source; an attack's lines join those of the certificates named before it."""
     columns: dict[str, dict[str, str]] = {}
     certified = None
+    attacks = Counter(attack_name(source) for source in sources.values() if source.kind == "attack")
     for name, source in sources.items():
         records, threat = source.records, source.threat
         if source.kind == "log":
             columns[name] = log_rows(records, radii[name])
             continue
         images, data = images_in_words(source.settings), source.identity["source"]
+        attack = attack_name(source) if source.kind == "attack" else ""
+        attack += f", {name}" if attacks[attack] > 1 else ""
         if source.kind == "certify":
             columns[name], certified = certificate_rows(records, threat, images, data, radii[name]), name
         elif source.kind == "bound":
@@ -215,14 +221,14 @@ def rows(sources: Mapping[str, Source], radii: Mapping[str, Sequence[float]]) ->
             check_identity(source.path, sources[certified].identity, JOINED)
             nested = isinstance(instantiate(sources[certified].settings.certify), NestedCertifier)
             certificates = [] if nested else sources[certified].records  # of another classifier than was attacked
-            columns[certified] |= attack_rows(records, certificates, attack_name(source), tried(source))
+            columns[certified] |= attack_rows(records, certificates, attack, tried(source))
         else:
             columns[name] = {
                 "images": f"{len(records)} ({images})",
                 "data": data,
                 "inputs": f"{threat.inputs}; distances in {threat.unit}",
                 "threat": threat.describe(),
-                **attack_rows(records, (), attack_name(source), tried(source)),
+                **attack_rows(records, (), attack, tried(source)),
             }
     return columns
 
@@ -230,7 +236,8 @@ def rows(sources: Mapping[str, Source], radii: Mapping[str, Sequence[float]]) ->
 def attack_name(source: Source) -> str:
     """The attack of a store, in words; older ones are of the worst of k."""
     node = source.identity["attack"]
-    inner = next((craft[key] for craft in [node.get("craft", {})] for key in ("attack", "make") if key in craft), node)
+    craft = node.get("craft", node)
+    inner = craft.get("attack", craft.get("make", craft))
     first, *_, last = inner.get("_target_", "worst_of_k").split(".")
     return last.replace("_", " ") if first in ("gsmooth_lightning", last) else f"{first} {last}"
 
