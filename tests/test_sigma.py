@@ -307,8 +307,8 @@ def spoiled(kind: str, file: Path, source: Path) -> None:
 
 FILES = {
     "missing": ("own.ckpt", "gsmooth sigma"),
-    "text": ("own.ckpt is not a learned",),
-    "cut": ("own.ckpt is not a learned",),
+    "text": ("own.ckpt is not a file of learned noise",),
+    "cut": ("own.ckpt is not a file of learned noise",),
     "no sigma": ("own.ckpt holds no learned noise", "gsmooth sigma"),
     "words": ("own.ckpt holds no learned noise",),
     "words as factors": ("own.ckpt holds no learned noise",),

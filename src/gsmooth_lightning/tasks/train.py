@@ -1,7 +1,6 @@
 """`gsmooth train`: a base classifier for the smoothing it will be certified under."""
 
 import contextlib
-import copy
 import errno
 import math
 import os
@@ -18,7 +17,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.lit import ClassifierModule, OptimizedModule, TrainingProgress
-from gsmooth_lightning.model import check_runs, load_weights
+from gsmooth_lightning.model import load_weights
 from gsmooth_lightning.report.tables import markdown
 from gsmooth_lightning.tasks.launch import command
 from gsmooth_lightning.tasks.setup import (
@@ -67,8 +66,6 @@ def train(cfg: DictConfig) -> Path:
         smoothed, threat = smoothed_classifier(cfg, network), instantiate(cfg.threat)
         if not any(weight.requires_grad for weight in network.parameters()):
             raise RequestError("this network has no weights to train; certify it as it is, or choose another model")
-        x = smoothed.preprocess(threat.prepare(data_module(cfg).split("val")[0][0][None]))
-        check_runs(copy.deepcopy(network).eval(), x)
         return ClassifierModule(smoothed, threat, instantiate(cfg.objective), *optimization)
 
     return fit(cfg, identity, module, "classifier.ckpt")
