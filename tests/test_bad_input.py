@@ -108,7 +108,7 @@ def certify(*overrides: str, words: tuple[str, ...], without: tuple[str, ...] = 
 L2 = ("threat=l2", "transform=identity", "law=none", "error=none", "certify=direct")
 PIXEL = ("threat", "law", "error")
 SEQUENTIAL = ("sampling=sequential", "sampling.n=300")
-STARTED = ("run", "run/config.yaml", "run/fingerprint.json")
+STARTED = ("run", "run/config.yaml", "run/fingerprint.json", "run/rank-0.beat")
 
 
 def pixels(value: str) -> Case:
@@ -287,8 +287,8 @@ CASES = {
     "report at radii that are none": Case("report", ("stores={certified}", "radii=abc"), ("radii",)),
     # several at once
     "devices in a multirun": Case(
-        "certify", ("-m", *trained("trainer.devices=2", "seed=0,1")),
-        ("trainer.devices=1",),
+        "certify", ("-m", *trained("trainer=ddp", "trainer.accelerator=cpu", "devices=2", "seed=0,1")),
+        ("launcher=slurm", "devices=1"),
         may_write=("runs", "runs/sweep", "runs/sweep/multirun.yaml"),  # Hydra's own, before the first job
     ),
 }  # fmt: skip

@@ -2,7 +2,10 @@
 
 import pytest
 
-from conftest import SMALL, one_sentence, records, run_main, run_task, timeless
+from conftest import QUIET, SMALL, one_sentence, records, run_main, run_task, timeless
+from gsmooth_lightning.report.tables import bound_rows
+from gsmooth_lightning.threat import TransformationThreat
+from gsmooth_lightning.transform import Rotation
 
 PLAIN = [o for o in SMALL if not o.startswith(("error.", "noise"))]
 POOLED = ("error=pooled", "error.calibration=12", "error.draws=16", "error.value=0.9")
@@ -38,6 +41,38 @@ def test_several_sigmas_keep_their_units(here):
     ended = run_main("bound", *PLAIN, "error=base", "noise=none", "images.first=2", "store=none")
     assert (ended.code, ended.error) == (0, None), ended.err
     assert rows(here / "none")["largest defect seen"] == "none measured"
+
+
+LOUDER = ("threat=volume", "transform=volume", "threat.saved=16bit", "law.sigma=3", "preprocess=none", "data.size=8")
+
+
+def test_table_of_a_bound_that_follows_the_attack(here):
+    """A curve of rows (radius, E), which clipping makes, is still one of pixels: E in l2, sigma times the largest."""
+    options = (*QUIET, *LOUDER, "data.enlarge=null", "images.first=4", "noise.sigma=0.2", "store=louder")
+    ended = run_main("bound", *options)
+    assert (ended.code, ended.error) == (0, None), ended.err
+    stored, shown = records(here / "louder"), rows(here / "louder")
+    assert all(len(r["curve"]) > 1 and {len(row) for row in r["curve"]} == {2} for r in stored)
+    errors = sorted(0.2 * r["value"] for r in stored)
+    assert shown["inputs"].endswith("E in l2, sigma 0.2")
+    assert float(shown["E, 50% quantile over images"]) == pytest.approx((errors[1] + errors[2]) / 2, abs=1e-4)
+    assert float(shown["E, 100% quantile over images"]) == pytest.approx(errors[3], abs=1e-4)
+    assert float(shown["mean E"]) == pytest.approx(sum(errors) / 4, abs=1e-4)
+    assert shown["rho, median and largest"] == "0.0001, 0.0001"
+    assert shown["alpha_E an image"] == "0"
+
+
+def test_table_of_bounds_in_latent_space():
+    """Rows (radius, a, E): E stays in units of the noise, and so does M*, of bounds with a slope."""
+    made = {"rho": 0.0, "alpha": 0.0, "guarantee": "surrogate", "details": {"start": 0.5}, "parts": [0.3], "slope": 0.0}
+    threat = TransformationThreat(Rotation(), -10, 10)
+    for slope, name in ((0.0, "E"), (2.0, "M* a degrees")):
+        own = {**made, "value": 0.3, "curve": [[0.0, 0.0, 0.1], [4.0, 0.2, 0.3]], "slope": slope, "seconds": 1.0}
+        shown = bound_rows([own] * 5, threat, "five", "digits", sigma=0.25)
+        levels = "in units of the noise, 50, 90, 99 % of images"
+        assert shown[f"{name} {levels}"] == "0.3000, 0.3000, 0.3000"
+        assert shown[f"tau(0, x) to x {levels}"] == "0.5000, 0.5000, 0.5000"
+        assert not any("l2" in row for row in shown.values())
 
 
 def test_an_interrupted_calibration_goes_on(checkpoint, here):

@@ -46,6 +46,8 @@ def test_help_of_each_command(command, here):
     assert (ended.code, ended.err, ended.error) == (0, "", None)
     if command == "report":
         assert "stores: ???" in ended.out
+    elif command in cli.OF_RUNS:
+        assert "run: ???" in ended.out
     else:
         assert "certify: cover, direct, enumerate, joint, latent" in ended.out
         assert "checkpoint: null" in ended.out

@@ -1,5 +1,7 @@
 """`gsmooth compare`: every certificate that applies to one model, image set and threat, in one table."""
 
+import json
+
 import pandas as pd
 
 from conftest import SMALL, one_sentence, records, run_main
@@ -111,3 +113,18 @@ def test_a_certificate_is_added_on_the_command_line(checkpoint, here):
     ended = run_main("compare", *command)
     assert (ended.code, ended.error) == (0, None), ended.err
     assert len(records(here / "all" / "mine")) == 1
+
+
+def test_leftovers_of_a_part_that_a_certificate_switches_off(network, here):
+    """noise=none and no denoiser for one certificate, beside numbers of an experiment for them: it has neither."""
+    added = ("+error@certificates.mine.error=base", "+sampling@certificates.mine.sampling=fixed")
+    added += ("+certify@certificates.mine.certify=joint", "certificates.mine.sampling.n=128")
+    off = ("+noise@certificates.mine.noise=none", "+certificates.mine.noise.sigma=0.5")
+    off += ("+certificates.mine.denoiser.depth=5",)
+    command = (*SMALL, *added, *off, f"checkpoint={network(*SMALL)}", "only=[mine]", "store=all", "images.first=1")
+    ended = run_main("compare", *command)
+    assert (ended.code, ended.error) == (0, None), ended.err
+    assert len(records(here / "all" / "mine")) == 1
+    fingerprint = json.loads((here / "all" / "mine" / "fingerprint.json").read_text())
+    assert fingerprint["noise"] is None
+    assert "denoiser" not in fingerprint

@@ -13,6 +13,7 @@ from conftest import ROOT, script, shell
 
 HIGH = ("pytorch_lightning", "lightning", "hydra", "omegaconf", "wandb", "matplotlib")
 LOW = (
+    "predict",
     "errors", "stream", "confidence", "plans", "rounds", "transform", "preprocess", "smoothing", "model", "data",
     "interval", "smoothed", "threat", "error", "attack", "certify", "train",
 )  # fmt: skip

@@ -234,7 +234,7 @@ def test_a_prediction_without_a_radius_is_remembered():
     found = dict(own.certify(classifier(), FLOATS, images))
     assert [c.prediction for c in found.values()] == [1, 0, 1]
     assert (found[0].radius, found[2].radius) == (0, 0)
-    assert found[2].details == {"recalled": True}
+    assert found[2].details == {"recalled": True, "network": "plain float32"}
     assert "region" not in found[0].details
     assert 0 < found[1].radius < 0.09
     assert not own.memory[1].holds(x)

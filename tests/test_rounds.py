@@ -1,8 +1,13 @@
 """Rounds: many procedures in flight change nothing but time."""
 
+import threading
+import time
+from functools import partial
+
 import pytest
 import torch
 
+from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.rounds import run_rounds, together, workers
 from plans import finish
 
@@ -83,3 +88,55 @@ def test_procedures_together_keep_their_order_and_their_number():
     assert made == list(range(11))
     assert most == 3
     assert finish(together(iter(()), 3)) == []
+
+
+def counting(limit: int, sizes: list[int]):
+    """A job that does not fit beside `limit` others, and says how many were at work."""
+    lock, busy = threading.Lock(), [0]
+
+    def job(value: int) -> int:
+        with lock:
+            busy[0] += 1
+            now = busy[0]
+            sizes.append(now)
+        try:
+            time.sleep(0.01)
+            if now > limit:
+                raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
+            return value
+        finally:
+            with lock:
+                busy[0] -= 1
+
+    return job
+
+
+def test_out_of_memory_halves_what_is_in_flight_and_loses_no_result():
+    """Four workers, room for one: four, two, one at once; every result is there, in order."""
+    sizes: list[int] = []
+    job = counting(1, sizes)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        with workers(torch.device("cpu")) as run:
+            assert run([partial(job, k) for k in range(12)]) == list(range(12))
+            before = len(sizes)
+            assert run([partial(job, k) for k in range(6)]) == list(range(6))
+    finally:
+        torch.set_num_threads(threads)
+    assert max(sizes[:before]) > 1
+    assert set(sizes[before:]) == {1}  # it stays careful
+
+
+def test_a_block_that_fits_nowhere_is_one_sentence():
+    job = counting(0, [])
+    with workers(torch.device("cpu")) as run, pytest.raises(RequestError, match="lower block"):
+        run([partial(job, 0)])
+
+
+def test_other_failures_are_not_taken_for_want_of_memory():
+    def broken():
+        raise RuntimeError("shapes do not match")
+
+    with workers(torch.device("cpu")) as run, pytest.raises(RuntimeError, match="shapes"):
+        run([broken])

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -298,3 +300,57 @@ def test_ranks_that_finish_at_the_same_time(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "glob", late)
     assert stores[0].finish() == sorted(RECORDS, key=lambda r: r["index"])
     assert read(tmp_path) == sorted(RECORDS, key=lambda r: r["index"])
+
+
+def test_of_two_processes_that_claim_a_folder_at_once_one_is_refused(tmp_path, monkeypatch):
+    """The second has seen no fingerprint, and then there is that of another run."""
+    Store(tmp_path / "run", {"device": "A100"})
+    exists, asked = Path.exists, []
+
+    def late(path: Path) -> bool:
+        if path.name == "fingerprint.json" and not asked:
+            asked.append(path)
+            return False
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", late)
+    with pytest.raises(RequestError, match="device differs"):
+        Store(tmp_path / "run", {"device": "H200"}, rank=1, world=2)
+    assert asked
+    assert read_identity(tmp_path / "run") == {"device": "A100"}
+    assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+def test_processes_of_one_start_do_not_refuse_each_other(tmp_path):
+    """Both see that nobody holds a place of the larger world before."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "fingerprint.json").write_text("{}")
+    place = tmp_path / "run" / "rank-2.lock"
+    place.touch()
+    script = (
+        "import fcntl, sys; f = open(sys.argv[1], 'a+'); fcntl.lockf(f, fcntl.LOCK_SH); print(1, flush=True); input()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", script, place], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout.readline() == "1\n"
+    assert Store(tmp_path / "run", {}, rank=0, world=2).done == frozenset()
+    other.communicate("\n")
+
+
+def test_a_store_that_finishes_while_it_is_read(tmp_path, monkeypatch):
+    """Shards are listed, and then they are one file."""
+    store = Store(tmp_path / "run", {})
+    for index in range(3):
+        store.append({"index": index})
+    whole, glob = [], Path.glob
+
+    def listed(path: Path, pattern: str):
+        found = list(glob(path, pattern))
+        if not whole:
+            whole.append(store)
+            store.finish()
+        return iter(found)
+
+    monkeypatch.setattr(Path, "glob", listed)
+    assert [r["index"] for r in read(tmp_path / "run")] == [0, 1, 2]

@@ -334,7 +334,7 @@ def test_the_commands_keep_the_curve(here):
         assert own[0].split() == other[0].split()
     ended = run_main("report", "stores=[bounds]", "out=bound")
     assert (ended.code, ended.error) == (0, None), ended.err
-    assert "E in units of the noise" in ended.out
+    assert "E in l2, sigma 0.2" in ended.out
 
 
 # ---------------------------------------------------------------- shifts in time

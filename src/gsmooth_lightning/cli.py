@@ -13,9 +13,15 @@ COMMANDS = {
     "compare": "certify images by every certificate that applies, in one table",
     "attack": "attack images: worst of k, grid or gradient ascent over the parameters",
     "corrupt": "accuracy under the common corruptions: CIFAR-10-C files, or ours",
+    "status": "how far a run is, and each of its processes",
+    "predict": "classify your own files with a certified classifier, or export it",
+    "verify": "check a run: draw some of its images again, and write an audit page",
     "report": "table and picture of stores",
     "demo": "all of it on real handwritten digits, in three minutes",
 }
+
+OF_RUNS = ("status", "predict", "verify")
+"""Commands whose first argument is a run's folder: run=FOLDER, or FOLDER alone."""
 
 
 def main() -> None:
@@ -29,6 +35,8 @@ def main() -> None:
         print(f"gsmooth: there is no command {sys.argv[1]!r}; use one of {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     name = sys.argv.pop(1)
+    if name in OF_RUNS and len(sys.argv) > 1 and not sys.argv[1].startswith("-") and "=" not in sys.argv[1]:
+        sys.argv[1] = f"run='{sys.argv[1]}'"
     sys.path.insert(0, "")  # your own classes and functions are found in the current folder, as by python -m
     # run as __main__, so that a rank that Lightning relaunches with `python -m` finds the same module
     runpy.run_module(f"gsmooth_lightning.tasks.{name}", run_name="__main__", alter_sys=True)

@@ -21,6 +21,8 @@ from gsmooth_lightning.errors import RequestError
 Job = Callable[[], Any]
 Result = TypeVar("Result")
 Procedure = Generator[list[Job], list[Any], Result]
+Run = Callable[[list[Job]], list[Any]]
+"""Runs jobs; returns their results in order."""
 
 
 def together(procedures: Iterable[Procedure[Result]], at_once: int) -> Procedure[list[Result]]:
@@ -53,41 +55,79 @@ def together(procedures: Iterable[Procedure[Result]], at_once: int) -> Procedure
 
 
 @contextlib.contextmanager
-def workers(device: torch.device) -> Iterator[Callable[[list[Job]], list[Any]]]:
-    """A function that runs a list of jobs, in order of their results, on all cores or on the device."""
-    if device.type != "cpu":
-        yield lambda jobs: [job() for job in jobs]
-        return
-    size = torch.get_num_threads()
-    pool = ThreadPoolExecutor(size, initializer=torch.set_num_threads, initargs=(1,))
+def workers(device: torch.device) -> Iterator[Run]:
+    """What runs jobs on all cores, or one after the other on the device; half as many at once from the moment that they
+    do not fit into memory.
+
+    Raises:
+        RequestError: one job alone does not fit.
+    """
+    on_cpu = device.type == "cpu"
+    at_once = torch.get_num_threads() if on_cpu else 1
+    pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(1,)) if on_cpu else None
+
+    def work(todo: deque[tuple[int, Job]], results: list[Any]) -> tuple[int, Job] | None:
+        """Runs jobs until none is left, or returns the one that did not fit into memory."""
+        while todo:  # a future for each job would cost as much as a transform
+            try:
+                place, job = todo.popleft()
+            except IndexError:  # another worker took the last one
+                break
+            try:
+                results[place] = job()
+            except (RuntimeError, MemoryError) as failure:
+                if not out_of_memory(failure):
+                    raise
+                return place, job
+        return None
 
     def run(jobs: list[Job]) -> list[Any]:
+        nonlocal at_once
+        alone = False
         todo, results = deque(enumerate(jobs)), [None] * len(jobs)
-
-        def work(_: int) -> None:  # a future for each job would cost as much as a transform
-            while todo:
-                try:
-                    place, job = todo.popleft()
-                except IndexError:  # another worker took the last one
-                    return
-                results[place] = job()
-
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # numbers must not depend on how many cores there are
+        if on_cpu:
+            torch.set_num_threads(1)  # numbers must not depend on how many cores there are
         try:
-            list(pool.map(work, range(size)))
+            while todo:
+                if pool is not None:
+                    ended = list(pool.map(lambda _: work(todo, results), range(at_once)))
+                else:
+                    ended = [work(todo, results)]
+                failed = [unfit for unfit in ended if unfit is not None]
+                if failed and alone:
+                    raise RequestError("a block of draws does not fit into memory; lower block, or free memory")
+                if failed:
+                    at_once, alone = max(1, at_once // 2), at_once == 1
+                    todo.extend(failed)
+                    if not on_cpu:
+                        torch.cuda.empty_cache()
             return results
         finally:
-            torch.set_num_threads(threads)
+            if on_cpu:
+                torch.set_num_threads(threads)
 
     try:
         yield run
     finally:
-        pool.shutdown(cancel_futures=True)
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
+
+
+def out_of_memory(failure: BaseException) -> bool:
+    """Whether a job failed for want of memory; on the CPU torch says so in words."""
+    return isinstance(failure, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(failure)
+
+
+Workers = Callable[[torch.device], contextlib.AbstractContextManager[Run]]
+"""Such as `workers`."""
 
 
 def run_rounds(
-    procedures: Iterable[tuple[int, Procedure[Result]]], device: torch.device, in_flight: int = 8
+    procedures: Iterable[tuple[int, Procedure[Result]]],
+    device: torch.device,
+    in_flight: int = 8,
+    workers: Workers = workers,
 ) -> Iterator[tuple[int, Result, float]]:
     """Runs procedures, at most `in_flight` at a time; yields (key, conclusion, seconds), each as soon as it is there.
 

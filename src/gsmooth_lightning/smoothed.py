@@ -21,6 +21,10 @@ LEVELS = 255 * 256
 SAMPLE_LEVELS = 2 * 32768
 """Steps of the noise grid between 0 and 1 for waveforms: contains the values k/32768."""
 
+ROUND = 64
+"""Blocks of one image that are worked on in a round: what they leave behind, piece by piece between the large tensors
+of later blocks, would let memory grow with n."""
+
 FINER = 32
 """How much finer the noise grid is, at most, under an exact transformation, whose values lie between its points."""
 
@@ -240,9 +244,11 @@ class SmoothedClassifier(nn.Module):
             partial(self.block_counts, inputs, b, max(first - b * size, 0), min(last - b * size, size))
             for b in range(first // size, -(-last // size))
         ]
-        blocks = yield jobs
-        on_device = torch.cat(blocks) if self.votes == "soft" else torch.stack(blocks).sum(0)
-        votes = on_device.cpu().numpy()  # the round's one synchronisation
+        gathered = torch.cat if self.votes == "soft" else lambda counts: torch.stack(counts).sum(0)
+        parts = []
+        for begin in range(0, len(jobs), ROUND):
+            parts.append(gathered((yield jobs[begin : begin + ROUND])))
+        votes = gathered(parts).cpu().numpy()  # the one synchronisation
         if failed := int(votes[..., -1].sum()):
             raise RequestError(
                 f"the network returned NaN or infinity on {failed} of {last - first} draws of image {stream.image}, or "

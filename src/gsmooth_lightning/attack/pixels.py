@@ -109,10 +109,10 @@ def perturb(
     low, high, _ = SAVED[threat.saved]
     models = [SoftVotes(smoothed, smoothed.base if network is None else network, m) for m in (draws, 0)]
 
-    def crafted(model: SoftVotes, epsilon: float, number: int) -> Tensor:
+    def crafted(model: SoftVotes, epsilon: float, number: int) -> tuple[Tensor, int]:
         seed = int(np.random.SeedSequence((stream.seed, stream.image, number)).generate_state(1)[0])
         with ALONE, torch.inference_mode(False), torch.enable_grad(), seeded(seed, x.device):
-            model.seed = seed
+            model.seed, before = seed, model.evaluations
             clean, y = x.clone()[None], torch.tensor([label], device=x.device)
             try:
                 found = craft(model, clean, y, epsilon, (low, high))
@@ -122,21 +122,21 @@ def perturb(
                 raise RequestError(
                     f"the attack failed on image {stream.image} ({reason}{hint}); correct the options of attack"
                 ) from failure
+            spent = model.evaluations - before
         if not isinstance(found, Tensor) or found.shape != (1, *x.shape) or not bool(torch.isfinite(found).all()):
             raise RequestError(
                 f"the attack must return finite inputs of shape {(1, *x.shape)}, and did not on image {stream.image}; "
                 "correct attack.craft"
             )
-        return within(threat, x, found[0].detach(), epsilon)
+        return within(threat, x, found[0].detach(), epsilon), spent
 
     jobs = [partial(crafted, model, e, 2 * k + i) for k, e in enumerate(epsilons) for i, model in enumerate(models)]
-    files = torch.stack([x, *(yield jobs)])
+    made, spent = zip(*(yield jobs), strict=True)
+    files = torch.stack([x, *made])
     base, votes = yield from judge(smoothed, lambda rows: files[rows], torch.arange(len(files)), stream, n)
     budgets = [[0.0], *([float(e)] for e in epsilons for _ in models)]
-    spent = sum(model.evaluations for model in models) + smoothed.evaluations(0, len(files))
-    return attacked(
-        budgets, threat.distance(files - x), base, votes, label, spent + len(files) * smoothed.evaluations(0, n)
-    )
+    judged = smoothed.evaluations(0, len(files)) + len(files) * smoothed.evaluations(0, n)
+    return attacked(budgets, threat.distance(files - x), base, votes, label, sum(spent) + judged)
 
 
 def within(threat: PixelThreat, x: Tensor, found: Tensor, epsilon: float) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from gsmooth_lightning.certify.topk import check_top_k, top_k_candidates, top_k_radii
@@ -14,9 +15,9 @@ from gsmooth_lightning.certify.transfer import Transfer, largest_radius, require
 from gsmooth_lightning.confidence import Counts
 from gsmooth_lightning.error import Bound, ErrorBound
 from gsmooth_lightning.errors import RequestError, UncertifiableError
-from gsmooth_lightning.model import is_black_box
+from gsmooth_lightning.model import described, is_black_box
 from gsmooth_lightning.plans import FixedN, Outcome, Sampler, SamplingPlan
-from gsmooth_lightning.rounds import run_rounds
+from gsmooth_lightning.rounds import Workers, run_rounds, workers
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.threat import Threat, TransformationThreat
@@ -65,6 +66,23 @@ class Certificate:
             )
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What the certificate of one image may cost and show.
+
+    Attributes:
+        evaluations: forward passes of the network, padding included, at most; a sequential plan may stop earlier.
+        radius: the largest, in the threat's unit, without an interpolation error; None: it is not known beforehand.
+        alpha: probability that the certificate is false.
+        beside: what the evaluations are for, and what comes on top, where they are not all.
+    """
+
+    evaluations: int
+    radius: float | None
+    alpha: float
+    beside: str = ""
+
+
 class Certifier(ABC):
     """A theorem. `check` refuses what it does not cover, before any work; `procedure` certifies one image.
 
@@ -84,6 +102,12 @@ class Certifier(ABC):
     ) -> Generator[Any, Any, Certificate]:
         """The certificate of the clean image x, (c, h, w), as a procedure (see `rounds`)."""
 
+    @abstractmethod
+    def limits(
+        self, smoothed: SmoothedClassifier, threat: Threat, x: Tensor, stream: Stream
+    ) -> Generator[Any, Any, Limits]:
+        """What that certificate may cost and show, as a procedure that does what comes before the votes."""
+
     def certify(
         self,
         smoothed: SmoothedClassifier,
@@ -91,11 +115,12 @@ class Certifier(ABC):
         images: Iterable[tuple[int, Tensor]],
         seed: int = 0,
         in_flight: int = 8,
+        workers: Workers = workers,
     ) -> Iterator[tuple[int, Certificate]]:
         """Certifies clean images, given as (index, (c, h, w) in [0, 1]); yields (index, certificate) as they finish.
 
         The index addresses the image's draws: the same (seed, index) gives the same votes in any order, batch or
-        process. Of a `model.BlackBox` the certificates' details say so.
+        process. The certificates' details state the form and precision of the network, and if it is a black box.
         """
         self.check(smoothed, threat)
         images = iter(images)
@@ -108,8 +133,10 @@ class Certifier(ABC):
             for index, x in itertools.chain([first], images):
                 yield index, self.procedure(smoothed, threat, threat.prepare(x[None])[0], Stream(seed, index))
 
-        known = {"base": "black box"} if is_black_box(smoothed.base) else {}
-        for index, certificate, seconds in run_rounds(procedures(), first[1].device, in_flight):
+        known = {"network": described(smoothed.base)}
+        if is_black_box(smoothed.base):
+            known["base"] = "black box"
+        for index, certificate, seconds in run_rounds(procedures(), first[1].device, in_flight, workers):
             yield index, replace(certificate, seconds=seconds, details=certificate.details | known)
 
 
@@ -204,6 +231,26 @@ class TransferCertifier(Certifier):
             },
         )
 
+    def limits(
+        self, smoothed: SmoothedClassifier, threat: Threat, x: Tensor, stream: Stream
+    ) -> Generator[Any, Any, Limits]:
+        bound = yield from self.bound(smoothed, threat, x, stream)
+        radius = self.ceiling(smoothed, threat, math.prod(smoothed.encoded_shape(x)))
+        decided = getattr(self.plan, "radii", (radius,))
+        radius = max((r for r in decided if r <= radius), default=0.0)
+        return Limits(most_evaluations(smoothed, self.plan), radius, self.plan.alpha + bound.alpha)
+
+    def ceiling(self, smoothed: SmoothedClassifier, threat: Threat, dim: int) -> float:
+        """The radius that n votes for one class certify for an image of `dim` encoded values, without any error."""
+        transfer = self.transfer(smoothed, threat, Bound(0.0, 0.0, 0.0, "heuristic"), dim, 0.0)
+        if self.top_k == 1:
+            pa = self.plan.ceiling
+            return largest_radius(transfer, pa, 1 - pa, threat.reach) or 0.0
+        votes = np.zeros(smoothed.classes, dtype=int)
+        votes[0] = self.plan.n
+        found = top_k_radii(votes, top_k_candidates(votes, self.top_k), self.plan.alpha, transfer, threat.reach)
+        return found[0] or 0.0
+
     def verdict(
         self, outcome: Outcome, transfer: Transfer, reach: float
     ) -> tuple[int | list[int], float | list[float]]:
@@ -233,16 +280,18 @@ class TransferCertifier(Certifier):
                 f"sampling.radii end at {radii[-1]:g}, beyond the threat's range of {threat.reach:g} {threat.unit}; "
                 "lower them, or widen the threat"
             )
-        transfer = self.transfer(smoothed, threat, Bound(0.0, 0.0, 0.0, "heuristic"), 1, 0.0)
-        pa = self.plan.ceiling
-        if float(transfer(pa, radii[-1])) > 0.5:
+        if radii[-1] <= (ceiling := self.ceiling(smoothed, threat, 1)):
             return
-        ceiling = largest_radius(transfer, pa, 1 - pa, threat.reach) or 0.0
         raise UncertifiableError(
             f"a radius of {radii[-1]:g} {threat.unit} is out of reach: n={self.plan.n} votes for one class at "
             f"alpha={self.plan.alpha:g} certify at most {ceiling:.4g} {threat.unit} of this threat; raise sampling.n "
             "or the sigma, or lower sampling.radii"
         )
+
+
+def most_evaluations(smoothed: SmoothedClassifier, plan: SamplingPlan) -> int:
+    """Forward passes for the votes of one image, when the plan takes all of its draws."""
+    return smoothed.evaluations(0, plan.n0) + smoothed.evaluations(0, plan.n)
 
 
 class InterpolatedCertifier(TransferCertifier):

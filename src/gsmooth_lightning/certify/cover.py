@@ -15,7 +15,7 @@ from scipy.special import ndtr
 from torch import Tensor
 
 from gsmooth_lightning.certify.additive import check_law
-from gsmooth_lightning.certify.base import ABSTAIN, Certificate, Certifier
+from gsmooth_lightning.certify.base import ABSTAIN, Certificate, Certifier, Limits
 from gsmooth_lightning.certify.transfer import law_transfer, required
 from gsmooth_lightning.confidence import Counts, clopper_pearson_upper, group_sequential, looks_up_to
 from gsmooth_lightning.error.rounding import TAIL, file_rounding
@@ -189,6 +189,21 @@ class CoverCertifier(Certifier):
             details={"slices": cover.tested, "slack": cover.slack}
             | ({"rests_on": GRIDDED} if cover.pieces.gridded else {})
             | ({"left": LEFT} if cover.left else {}),
+        )
+
+    def limits(
+        self, smoothed: SmoothedClassifier, threat: Threat, x: Tensor, stream: Stream
+    ) -> Generator[Any, Any, Limits]:
+        """Of the first slices, each tested to the last draw; those that fail are cut, and cost more."""
+        assert isinstance(threat, TransformationThreat)
+        cover = Cover(self, smoothed, threat, x, stream, 0, start_error(smoothed, threat, x))
+        number = len((yield from cover.slices()))
+        chosen, tested = smoothed.evaluations(0, self.n0), number * smoothed.evaluations(0, self.n)
+        return Limits(
+            chosen + smoothed.evaluations(0, number) + tested,
+            min(cover.limit, threat.reach),
+            self.alpha,
+            f" for {number:,} slices, and more for the parts of those that fail",
         )
 
 

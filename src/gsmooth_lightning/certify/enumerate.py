@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gsmooth_lightning.certify.base import ABSTAIN, Certificate, Certifier
+from gsmooth_lightning.certify.base import ABSTAIN, Certificate, Certifier, Limits
 from gsmooth_lightning.errors import RequestError, UncertifiableError
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Uniform
@@ -79,6 +79,12 @@ class EnumerationCertifier(Certifier):
             evaluations=len(jobs) * smoothed.block,
             details={"near_ties": int((votes == smoothed.classes).sum())},
         )
+
+    def limits(
+        self, smoothed: SmoothedClassifier, threat: Threat, x: Tensor, stream: Stream
+    ) -> Generator[Any, Any, Limits]:
+        return Limits(smoothed.evaluations(0, math.prod(x.shape[1:])), threat.reach, 0.0)
+        yield  # a procedure without jobs
 
 
 @torch.inference_mode()

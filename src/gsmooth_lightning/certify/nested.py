@@ -1,6 +1,7 @@
 """The nested certificate: a smoothed classifier of parameters over smoothed classifiers of pixels (Fischer et al. 2020,
 section 6.2; theory.md section 6)."""
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +12,7 @@ from numpy.typing import ArrayLike
 from scipy.special import ndtr
 from torch import Tensor
 
-from gsmooth_lightning.certify.base import InterpolatedCertifier
+from gsmooth_lightning.certify.base import InterpolatedCertifier, Limits, most_evaluations
 from gsmooth_lightning.certify.transfer import Transfer, parameter_transfer
 from gsmooth_lightning.confidence import Counts
 from gsmooth_lightning.error import Bound, ErrorBound
@@ -119,6 +120,15 @@ class NestedCertifier(InterpolatedCertifier):
         bound = yield from super().bound(smoothed, threat, x, stream)
         return replace(bound, details=bound.details | {"E_parts": bound.parts, "form": self.form})
 
+    def limits(
+        self, smoothed: SmoothedClassifier, threat: Threat, x: Tensor, stream: Stream
+    ) -> Generator[Any, Any, Limits]:
+        assert self.error is not None
+        found = yield from super().limits(smoothed, threat, x, stream)
+        *outer, last = self.inner_plans(len(partition_masks(self.error.partition, smoothed.encoded_shape(x))))
+        decisions = math.prod(plan.n0 + plan.n for plan in (self.plan, *outer))
+        return replace(found, evaluations=decisions * most_evaluations(smoothed, last))
+
     def transfer(self, smoothed: SmoothedClassifier, threat: Threat, bound: Bound, dim: int, slack: float) -> Transfer:
         assert isinstance(threat, TransformationThreat)
         assert smoothed.law is not None
@@ -171,16 +181,25 @@ class NestedCertifier(InterpolatedCertifier):
         q > Phi(E); decisions that are not robust pass at most alpha_next of the time, so that the share of all must
         exceed alpha_next + (1 - alpha_next) Phi(E).
         """
-        plans = self.inner * len(masks) if len(self.inner) == 1 else self.inner
-        if not len(plans) == len(masks) == len(bound.parts):
-            raise RequestError(
-                f"the defect has {len(masks)} parts, certify.inner {len(plans)} plans; give one plan, or one for each"
-            )
+        plans = self.inner_plans(len(masks))
         false = [*(plan.alpha for plan in plans[1:]), 0.0]
         return [
             Layer(mask, plan, float(a + (1 - a) * ndtr(e)) + slack)
             for mask, plan, a, e in zip(masks, plans, false, bound.parts, strict=True)
         ]
+
+    def inner_plans(self, parts: int) -> list[SamplingPlan]:
+        """The inner plans of that many parts of the defect, the outermost first.
+
+        Raises:
+            RequestError: there are several, and not that many.
+        """
+        plans = self.inner * parts if len(self.inner) == 1 else self.inner
+        if len(plans) != parts:
+            raise RequestError(
+                f"the defect has {parts} parts, certify.inner {len(plans)} plans; give one plan, or one for each"
+            )
+        return plans
 
 
 def _votes(

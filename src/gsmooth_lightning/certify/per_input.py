@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from gsmooth_lightning.certify.additive import AdditiveCertifier
-from gsmooth_lightning.certify.base import ABSTAIN, Certificate, Certifier
+from gsmooth_lightning.certify.base import ABSTAIN, Certificate, Certifier, Limits
 from gsmooth_lightning.errors import RequestError, UncertifiableError, check_whole
 from gsmooth_lightning.model.fused import Compiled
 from gsmooth_lightning.plans import FixedN
 from gsmooth_lightning.preprocess import is_nothing
+from gsmooth_lightning.rounds import Workers, workers
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Gaussian, Law
 from gsmooth_lightning.smoothing.base import positive, round_down
@@ -101,9 +102,10 @@ class PerInputCertifier(Certifier):
         images: Iterable[tuple[int, Tensor]],
         seed: int = 0,
         in_flight: int = 1,
+        workers: Workers = workers,
     ) -> Iterator[tuple[int, Certificate]]:
         """As `Certifier.certify`, in the order given, one after the other."""
-        return super().certify(smoothed, threat, images, seed, in_flight=1)
+        return super().certify(smoothed, threat, images, seed, 1, workers)
 
     def procedure(
         self, smoothed: SmoothedClassifier, threat: Threat, x: Tensor, stream: Stream
@@ -115,8 +117,7 @@ class PerInputCertifier(Certifier):
             return self.recalled(smoothed, threat, x, max(inside, key=lambda kept: kept.left(place)), stream)
         own = smoothed.under((yield [partial(self.own_noise, smoothed, threat, x, stream)])[0])
         found = yield from self.theorem.procedure(own, threat, x, stream)
-        spent = found.evaluations + int(self.maximise.n0) * (1 + 2 * self.steps)  # type: ignore[arg-type]
-        found = replace(found, guarantee="order-dependent", evaluations=spent)
+        found = replace(found, guarantee="order-dependent", evaluations=found.evaluations + self.learning)
         if found.prediction == ABSTAIN:
             return found
         assert isinstance(own.noise, Gaussian)
@@ -132,6 +133,17 @@ class PerInputCertifier(Certifier):
         details = {name: value for name, value in found.details.items() if name != "region"}
         details |= {"size": kept.size, "sigma": packed, **self.theorem.region(own, threat, x.numel(), radius)}
         return replace(found, radius=radius, details=details)
+
+    def limits(
+        self, smoothed: SmoothedClassifier, threat: Threat, x: Tensor, stream: Stream
+    ) -> Generator[Any, Any, Limits]:
+        found = yield from self.theorem.limits(smoothed, threat, x, stream)
+        return replace(found, evaluations=found.evaluations + self.learning, radius=None)
+
+    @property
+    def learning(self) -> int:
+        """Forward and backward passes that choose a sigma."""
+        return int(self.maximise.n0) * (1 + 2 * self.steps)  # type: ignore[arg-type]
 
     def recalled(
         self, smoothed: SmoothedClassifier, threat: Threat, x: Tensor, kept: Kept, stream: Stream

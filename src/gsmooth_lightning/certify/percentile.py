@@ -11,7 +11,7 @@ import torch
 from scipy.stats import binom
 from torch import Tensor
 
-from gsmooth_lightning.certify.base import Certifier, TransferCertifier
+from gsmooth_lightning.certify.base import Certifier, Limits, TransferCertifier
 from gsmooth_lightning.certify.transfer import required
 from gsmooth_lightning.confidence import GUARD, check_alpha
 from gsmooth_lightning.error import Bound
@@ -150,6 +150,12 @@ class PercentileCertifier(Certifier):
             evaluations=smoothed.evaluations(0, self.n),
             details={"percentile": 1 - q, "E": bound.value, "rho": bound.rho, "slack": slack, **bound.details},
         )
+
+    def limits(
+        self, smoothed: SmoothedClassifier, threat: Threat, x: Tensor, stream: Stream
+    ) -> Generator[Any, Any, Limits]:
+        bound = yield from self.theorem.bound(smoothed, threat, x, stream)
+        return Limits(smoothed.evaluations(0, self.n), min(self.radius, threat.reach), self.alpha + bound.alpha)
 
 
 @torch.inference_mode()

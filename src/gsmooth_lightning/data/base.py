@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL.Image import DecompressionBombError
+from PIL.Image import DecompressionBombError, Image
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from torchvision.transforms.v2 import functional
@@ -43,7 +43,8 @@ class TensorImages(Inputs):
     Batches are cut with one indexing operation (`__getitems__`).
 
     Raises:
-        RequestError: labels outside 0..classes-1, or as many labels as images are missing.
+        RequestError: labels outside 0..classes-1, as many labels as images are missing, or (when it is augmented) an
+            augmentation that fails.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, classes: int, levels: int = 255):
@@ -63,14 +64,16 @@ class TensorImages(Inputs):
         return len(self.images)
 
     def __getitem__(self, i: int) -> tuple[Tensor, int, int]:
-        return self.augmented(i, lambda image: image)
+        return self.images[i].float() / self.levels, int(self.labels[i]), i
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor, int]]:
         images = self.images[indices].float() / self.levels
         return list(zip(images, self.labels[indices], indices, strict=True))
 
     def augmented(self, i: int, augment: Callable[[Any], Any]) -> tuple[Tensor, int, int]:
-        return augment(self.images[i]).float() / self.levels, int(self.labels[i]), i
+        image = changed(self.images[i], augment, "data.augment", f"training image {i}")
+        steps = image if isinstance(image, Tensor) else functional.pil_to_tensor(image)
+        return steps.float() / self.levels, int(self.labels[i]), i
 
 
 class Files(Inputs):
@@ -84,7 +87,8 @@ class Files(Inputs):
         shape: raw input -> one of the data set's size. Augmentation takes the place of it and sees the raw input.
 
     Raises:
-        RequestError: no files, labels outside 0..classes-1, or (when it is read) a file that is missing or damaged.
+        RequestError: no files, labels outside 0..classes-1, or (when it is read) a file that is missing or damaged, or
+            that shape or augmentation fail on.
     """
 
     def __init__(
@@ -121,9 +125,12 @@ class Files(Inputs):
         return len(self.files)
 
     def __getitem__(self, i: int) -> tuple[Tensor, int, int]:
-        return self.augmented(i, self.shape)
+        return self._item(i, self.shape, "the size in data.dataset")
 
     def augmented(self, i: int, augment: Callable[[Any], Any]) -> tuple[Tensor, int, int]:
+        return self._item(i, augment, "data.augment")
+
+    def _item(self, i: int, change: Callable[[Any], Any], option: str) -> tuple[Tensor, int, int]:
         name, label = self.files[i]
         path = self.root / name
         try:
@@ -131,12 +138,7 @@ class Files(Inputs):
         except (OSError, SyntaxError, ValueError, RuntimeError, EOFError, DecompressionBombError) as failure:
             what = "is missing" if not path.exists() else f"is damaged ({first_line(failure)})"
             raise RequestError(f"{path} {what}; restore it, or unpack the data set again") from failure
-        try:
-            raw = augment(read)
-        except (TypeError, ValueError, RuntimeError) as failure:
-            raise RequestError(
-                f"data.augment fails on {path} ({first_line(failure)}); correct its options"
-            ) from failure
+        raw = changed(read, change, option, path)
         return raw if isinstance(raw, Tensor) else functional.pil_to_tensor(raw).float() / 255, label, i
 
 
@@ -147,9 +149,39 @@ class ImageData(ABC):
     def split(self, name: str, classes: int) -> Inputs:
         """One of the splits."""
 
+    @property
+    def names(self) -> Sequence[str] | None:
+        """Of the classes, in order of the labels, where the data set knows them without its files."""
+        return None
+
+    @property
+    def shape(self) -> Callable[[Any], Any] | None:
+        """How it brings images of any size to its own; None where it does not."""
+        return None
+
     def describe(self) -> str:
         """Where its inputs come from, how they are resized and how they are split, for tables."""
         return type(self).__name__
+
+
+def changed(raw: Any, change: Callable[[Any], Any], option: str, name: str | Path) -> Any:
+    """A raw input after a function of it, an image or a tensor.
+
+    Args:
+        raw: the input.
+        change: the function.
+        option, name: what sets it, and what the input is called: for the message.
+
+    Raises:
+        RequestError: it fails, or returns something else.
+    """
+    try:
+        made = change(raw)
+        if not isinstance(made, Tensor | Image):
+            raise TypeError(f"it returns {type(made).__name__}, not an image or a tensor")
+    except (TypeError, ValueError, RuntimeError) as failure:
+        raise RequestError(f"{option} fails on {name} ({first_line(failure)}); correct its options") from failure
+    return made
 
 
 def first_line(failure: BaseException) -> str:

@@ -1,8 +1,9 @@
 """Any folder of images, ImageNet and Restricted ImageNet, through torchvision's ImageFolder."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from torchvision import datasets
 from torchvision.datasets.folder import default_loader
@@ -72,10 +73,14 @@ class ImageFolder(ImageData):
         ]
         if part is not None:
             files = [file for i, file in enumerate(files) if (i % self.validation == 0) == (part == "val")]
+        return Files(files, folder, classes, default_loader, self.shape)
+
+    @property
+    def shape(self) -> Callable[[Any], Any]:
         steps = [v2.Identity() if self.resize is None else v2.Resize(self.resize)]
         if self.size is not None:
             steps.append(v2.CenterCrop(self.size))
-        return Files(files, folder, classes, default_loader, v2.Compose(steps))
+        return v2.Compose(steps)
 
     def _place(self, name: str) -> tuple[Path, str | None]:
         """Folder of a split, and which part of it ("train" or "val") where two splits share the folder."""
@@ -124,6 +129,10 @@ class ImageNet(ImageFolder):
     def __init__(self, root: str, size: int | None = 224, resize: int | None = 256, validation: int = 50):
         super().__init__(root, size, resize, validation, test="val")
 
+    @property
+    def names(self) -> Sequence[str]:
+        return list(imagenet_classes())
+
     def labels(self, folders: Sequence[str], classes: Sequence[str]) -> list[int | None]:
         number = imagenet_classes()
         unknown = [folder for folder in classes if folder not in number]
@@ -137,6 +146,10 @@ class ImageNet(ImageFolder):
 
 class RestrictedImageNet(ImageNet):
     """The nine super-classes of Tsipras et al. 2019, each a range of ImageNet's classes; other images are left out."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        return list(RESTRICTED)
 
     def labels(self, folders: Sequence[str], classes: Sequence[str]) -> list[int | None]:
         ranges = list(RESTRICTED.values())

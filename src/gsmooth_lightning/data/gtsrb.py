@@ -1,6 +1,8 @@
 """The German Traffic Sign Recognition Benchmark through torchvision."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torchvision import datasets
 from torchvision.datasets.folder import default_loader
@@ -39,8 +41,11 @@ class GTSRB(ImageData):
         files = [(str(Path(path).relative_to(top)), label) for path, label in listed._samples]
         if name != "test":
             files = [(path, _label(path)) for path, _ in files if (_track(path) % HELD_OUT == 0) == (name == "val")]
-        shape = v2.Identity() if self.size is None else v2.Resize([self.size, self.size])
-        return Files(files, top, classes, default_loader, shape)
+        return Files(files, top, classes, default_loader, self.shape)
+
+    @property
+    def shape(self) -> Callable[[Any], Any]:
+        return v2.Identity() if self.size is None else v2.Resize([self.size, self.size])
 
     def describe(self) -> str:
         size = "of their natural size" if self.size is None else f"resized to {self.size}x{self.size}"

@@ -1,8 +1,9 @@
 """KITTI's object frames through torchvision, as a classification task."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from torchvision import datasets
 from torchvision.datasets.folder import default_loader
@@ -51,7 +52,15 @@ class Kitti(ImageData):
                 raise RequestError(f"{listed.targets[i]} {what}; unpack the data set again") from failure
         frames = sorted((str(Path(p).relative_to(top)), label) for p, label in labels.items() if label is not None)
         files = [frame for k, frame in enumerate(frames) if _split(k % self.fold) == name]
-        return Files(files, top, classes, default_loader, v2.Resize(self.size))
+        return Files(files, top, classes, default_loader, self.shape)
+
+    @property
+    def names(self) -> Sequence[str]:
+        return CLASSES
+
+    @property
+    def shape(self) -> Callable[[Any], Any]:
+        return v2.Resize(self.size)
 
     @staticmethod
     def _label(objects: list[dict]) -> int | None:

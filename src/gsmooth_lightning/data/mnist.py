@@ -1,5 +1,6 @@
 """MNIST and Fashion-MNIST through torchvision, from idx files on disk."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,6 +25,10 @@ class MNIST(ImageData):
 
     def __init__(self, root: str, download: bool = False):
         self.root, self.download = root, download
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self.source.classes
 
     def split(self, name: str, classes: int) -> Inputs:
         folder = Path(self.root) / self.source.__name__ / "raw"

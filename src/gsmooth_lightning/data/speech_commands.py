@@ -96,6 +96,10 @@ class SpeechCommands(ImageData):
     def _by_speaker(self) -> bool:
         return not all(self._clips[subset] for subset in SUBSETS.values())
 
+    @property
+    def names(self) -> Sequence[str] | None:
+        return self.words
+
     def describe(self) -> str:
         if self._by_speaker:
             how = "split by speaker (6/10 train, 1/10 validate, 3/10 test by SHA-256 of the speaker's name)"

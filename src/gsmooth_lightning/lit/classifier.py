@@ -45,6 +45,7 @@ class ClassifierModule(OptimizedModule):
             on_epoch=True,
             prog_bar=True,
             batch_size=len(x),
+            sync_dist=True,
         )
         return loss
 

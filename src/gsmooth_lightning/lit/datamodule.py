@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset, default_collate
+from torch.utils.data.distributed import DistributedSampler
 
 from gsmooth_lightning.data import Files, ImageData, Inputs, subset
 from gsmooth_lightning.errors import RequestError
@@ -20,7 +22,8 @@ class ImageDataModule(pl.LightningDataModule):
     """Train, val and predict loaders; items are (input, label, index).
 
     Predict visits a deterministic subset of one split, without the images that are done already; in a batch of images
-    of different sizes they come as a list. Training and validation refuse different sizes.
+    of different sizes they come as a list. Training and validation refuse different sizes. Of several processes each
+    visits its share (`todo`), in training every world-th input.
 
     Args:
         dataset: where images come from.
@@ -32,8 +35,6 @@ class ImageDataModule(pl.LightningDataModule):
         in_flight: images in one predict batch.
         seed: of the order of training inputs, their augmentation and all training draws.
     """
-
-    allow_zero_length_dataloader_with_multiple_devices = True
 
     def __init__(
         self,
@@ -50,6 +51,7 @@ class ImageDataModule(pl.LightningDataModule):
         seed: int = 0,
     ):
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # there may be fewer images than processes
         if batch_size < 1 or in_flight < 1:
             raise RequestError(f"batch_size and in_flight must be at least 1, got {batch_size} and {in_flight}")
         self.dataset, self.classes, self.batch_size = dataset, classes, batch_size
@@ -57,6 +59,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.split_name, self.first, self.every, self.indices = split, first, every, indices
         self.in_flight, self.seed = in_flight, seed
         self.done: Collection[int] = ()
+        self.rank, self.world = 0, 1
         self._splits: dict[str, Inputs] = {}
 
     def split(self, name: str) -> Inputs:
@@ -70,6 +73,11 @@ class ImageDataModule(pl.LightningDataModule):
         """The images that predict visits in the end, done or not."""
         return subset(self.split(self.split_name), self.first, self.every, self.indices)
 
+    @property
+    def todo(self) -> list[int]:
+        """This process' share of the images that are not done: every `world`-th from number `rank` on."""
+        return [i for i in self.visited.indices if i not in self.done][self.rank :: self.world]
+
     def image(self, i: int) -> Tensor:
         """Input i of the visited split."""
         return self.split(self.split_name)[i][0]
@@ -82,20 +90,21 @@ class ImageDataModule(pl.LightningDataModule):
         data = source if self.augment is None else Augmented(source, self.augment)
 
         def seed() -> tuple[int, ...]:
-            trainer = self.trainer
-            return (self.seed, trainer.global_step, trainer.global_rank) if trainer is not None else (self.seed,)
+            return (self.seed, self.trainer.global_step if self.trainer is not None else 0)
 
-        return SeededLoader(data, seed, self.batch_size, self._workers(source))
+        return SeededLoader(data, seed, self.batch_size, self._workers(source), self.rank, self.world)
 
     def val_dataloader(self) -> DataLoader:
         data = self.split("val")
         return Loader(data, batch_size=self.batch_size, num_workers=self._workers(data), collate_fn=of_one_size)
 
     def predict_dataloader(self) -> DataLoader:
-        visited = self.visited
-        todo = [i for i in visited.indices if i not in self.done]
+        if self.trainer is not None and self.trainer.world_size > 1:
+            agreed = [self.done]  # a process of an earlier start may have finished an image since the first one looked
+            dist.broadcast_object_list(agreed)
+            (self.done,) = agreed
         workers = self._workers(self.split(self.split_name))
-        data = Subset(visited.dataset, todo)
+        data = Subset(self.visited.dataset, self.todo)
         return Loader(data, batch_size=self.in_flight, num_workers=workers, collate_fn=of_any_size)
 
 
@@ -147,19 +156,38 @@ class SeededLoader(Loader):
     it had never stopped. (A hook at the epoch's start comes too late: Lightning fetches a resumed epoch's first batch
     before. And workers live for one pass: those that persist would keep their generators' state.)
 
+    Of several processes each reads every world-th input of one order.
+
     Args:
         data: the training inputs.
-        seed: () -> the words of the next pass's seed.
-        batch_size, workers: inputs in a batch; processes that read them.
+        seed: () -> the words of the next pass's seed, the same for all processes.
+        batch_size, workers: inputs in a batch of one process; processes that read them.
+        rank, world: of this process, and how many there are.
     """
 
-    def __init__(self, data: Dataset, seed: Callable[[], tuple[int, ...]], batch_size: int, workers: int):
-        super().__init__(data, batch_size=batch_size, shuffle=True, num_workers=workers, collate_fn=of_one_size)
-        self.seed = seed
+    def __init__(
+        self,
+        data: Dataset,
+        seed: Callable[[], tuple[int, ...]],
+        batch_size: int,
+        workers: int,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        share = DistributedSampler(data, world, rank) if world > 1 else RandomSampler(data)  # type: ignore[arg-type]
+        super().__init__(data, batch_size=batch_size, sampler=share, num_workers=workers, collate_fn=of_one_size)
+        self.seed, self.rank = seed, rank
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        torch.manual_seed(int(np.random.SeedSequence(self.seed()).generate_state(1, np.uint64)[0]))
+        words = self.seed()
+        if isinstance(self.sampler, DistributedSampler):
+            self.sampler.set_epoch(_state(words) % 2**32)
+        torch.manual_seed(_state((*words, self.rank)))
         return super().__iter__()
+
+
+def _state(words: tuple[int, ...]) -> int:
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
 
 
 class Augmented(Dataset):

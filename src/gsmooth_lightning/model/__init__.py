@@ -12,7 +12,7 @@ from gsmooth_lightning.model.cnn import (
     lowpass_cnn,
 )
 from gsmooth_lightning.model.denoiser import Residual, dncnn, unet_denoiser
-from gsmooth_lightning.model.fused import fused
+from gsmooth_lightning.model.fused import described, fused
 from gsmooth_lightning.model.pretrained import Normalize, timm_model, torchvision_model
 from gsmooth_lightning.model.resnet import CifarResNet, cifar_resnet, small_resnet18
 
@@ -28,6 +28,7 @@ __all__ = [
     "WienerBank",
     "cifar_resnet",
     "deblurring_cnn",
+    "described",
     "dncnn",
     "file_hash",
     "fused",

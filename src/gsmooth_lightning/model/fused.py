@@ -13,11 +13,17 @@ from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.model.black_box import BlackBox, is_black_box
 
 BACKENDS = ("auto", "compile", "fx", "plain")
-TOLERANCE = 1e-4
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-1}
+"""How far logits may move, relative to the largest."""
 
 
-def fused(network: nn.Module, example: Tensor, backend: str = "auto") -> tuple[nn.Module, str]:
+def fused(
+    network: nn.Module, example: Tensor, backend: str = "auto", dtype: torch.dtype = torch.float32
+) -> tuple[nn.Module, str]:
     """(the network optimised for blocks shaped like `example`, the backend used).
+
+    In another `dtype` than float32 it is another network, which rounds its inputs and weights: certificates are then
+    of that one.
 
     "compile": torch.compile with frozen weights; needs a C++ compiler (g++) on the CPU. "fx": convolutions with batch
     normalisation folded in, channels-last. "plain": the network itself. "auto": the first of these that works, with a
@@ -25,17 +31,21 @@ def fused(network: nn.Module, example: Tensor, backend: str = "auto") -> tuple[n
 
     Raises:
         RequestError: unknown backend, a network that fails on the example, or logits that differ by more than 1e-4 (of
-            the largest logit, if above 1) from the plain network's.
+            the largest logit, if above 1; see TOLERANCE) from the plain network's.
     """
     if backend not in BACKENDS:
         raise RequestError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if is_black_box(network):
+        if dtype != torch.float32:
+            raise RequestError("a black box computes in its own precision; leave dtype out")
         check_runs(network, example)
         if not (type(network) is nn.Sequential and len(network) == 2 and isinstance(network[1], BlackBox)):
             return network, "plain"
-        denoiser, used = fused(network[0], example, backend)
+        denoiser, used = fused(network[0], example, backend, dtype)
         return nn.Sequential(denoiser, network[1]).eval(), used
     network = copy.deepcopy(network).eval().requires_grad_(False)
+    if dtype != torch.float32:
+        network = InDtype(network, dtype)
     check_runs(network, example)
     choices = {"auto": BACKENDS[1:-1], "plain": ()}.get(backend, (backend,))
     for choice in choices:
@@ -50,7 +60,7 @@ def fused(network: nn.Module, example: Tensor, backend: str = "auto") -> tuple[n
                 ) from failure
             warnings.warn(f"backend {choice!r} is not available here ({type(failure).__name__}); slower", stacklevel=2)
             continue
-        if difference > TOLERANCE:
+        if difference > TOLERANCE[dtype]:
             raise RequestError(f"backend {choice!r} changes logits by {difference:.1e}; use backend=plain")
         return fast, choice
     return network, "plain"
@@ -60,16 +70,21 @@ def check_runs(network: nn.Module, example: Tensor) -> None:
     """Refuses a network that fails on inputs like the example, (n, ...).
 
     Raises:
-        RequestError: it does.
+        RequestError: it does, or returns no tensor.
     """
     try:
         with torch.inference_mode():
-            network(example)
-    except RuntimeError as failure:
+            found = network(example)
+    except RequestError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as failure:
+        reason = (str(failure) or type(failure).__name__).splitlines()[0]
         raise RequestError(
-            f"the network fails on inputs of shape {tuple(example.shape[1:])} ({str(failure).splitlines()[0]}); check "
-            "model against data and preprocess"
+            f"the network fails on inputs of shape {tuple(example.shape[1:])} ({reason}); check model against data and "
+            "preprocess"
         ) from failure
+    if not isinstance(found, Tensor):
+        raise RequestError(f"the network must return a tensor, not {type(found).__name__}; correct the model")
 
 
 def _build(network: nn.Module, example: Tensor, backend: str) -> nn.Module:
@@ -120,6 +135,24 @@ class ChannelsLast(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x)
+
+
+class InDtype(nn.Module):
+    """Runs a network in another precision: float32 inputs, (n, ...) -> float32 logits."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype):
+        super().__init__()
+        self.network, self.dtype = network.to(dtype), dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x.to(self.dtype)).float()
+
+
+def described(network: nn.Module) -> str:
+    """The form and the precision in which a network computes votes, such as "compile float32"."""
+    form = next((form for kind, form in ((Compiled, "compile"), (ChannelsLast, "fx")) if isinstance(network, kind)), "")
+    dtypes = [p.dtype for p in network.parameters() if p.is_floating_point()] or [torch.float32]
+    return f"{form or 'plain'} {str(dtypes[0]).removeprefix('torch.')}"
 
 
 def _difference(network: nn.Module, fast: nn.Module, example: Tensor) -> float:

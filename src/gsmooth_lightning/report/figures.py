@@ -83,7 +83,7 @@ def imitation_figure(columns: Sequence[tuple[Sequence[float], Tensor, Tensor]]) 
         axes[0, k].set_title(", ".join(f"{v:+.3g}" for v in parameter), fontsize=8)
         for kind, shown in enumerate(both):
             for i, x in enumerate(shown):
-                axes[2 * i + kind, k].imshow(_displayed(x), cmap="gray", vmin=0, vmax=1)
+                axes[2 * i + kind, k].imshow(displayed(x), cmap="gray", vmin=0, vmax=1)
     for cell in axes.flat:
         cell.axis("off")
     return figure
@@ -97,7 +97,7 @@ def denoising_figure(rows: Mapping[str, Tensor]) -> Figure:
     for row, (name, shown) in zip(axes, rows.items(), strict=True):
         row[0].set_title(name, fontsize=9, loc="left")
         for cell, x in zip(row, shown, strict=True):
-            cell.imshow(_displayed(x), cmap="gray", vmin=0, vmax=1)
+            cell.imshow(displayed(x), cmap="gray", vmin=0, vmax=1)
             cell.axis("off")
     return figure
 
@@ -138,7 +138,7 @@ def sigma_figure(sigmas: Mapping[str, Tensor]) -> Figure:
         if sigma.ndim != 3:
             axes.plot(sigma.flatten(0, -2).T.cpu().numpy(), color=BLUE, linewidth=0.5)
             continue
-        axes.imshow(_displayed((sigma - low) / max(high - low, 1e-12)), cmap="gray", vmin=0, vmax=1)
+        axes.imshow(displayed((sigma - low) / max(high - low, 1e-12)), cmap="gray", vmin=0, vmax=1)
         axes.axis("off")
     return figure
 
@@ -184,7 +184,7 @@ def _contact_sheet(figure, shown: Sequence[tuple[Record, Tensor]], threat: Trans
         for row, end in enumerate((low, None, high)):
             cell = axes[top + row, column]
             shown_file = clean if end is None else threat.apply(clean, torch.tensor([end], dtype=torch.float32))
-            cell.imshow(_displayed(shown_file[0]), cmap="gray", vmin=0, vmax=1)
+            cell.imshow(displayed(shown_file[0]), cmap="gray", vmin=0, vmax=1)
             if end is None:
                 cell.set_title(name, fontsize=8, pad=1, color=INK if good else RED)
             elif good and record["radius"]:
@@ -212,7 +212,8 @@ def _waveforms(figure, shown: Sequence[tuple[Record, Tensor]], threat: Transform
         cell.set_title(name, fontsize=7, pad=1, color=INK if good else RED)
 
 
-def _displayed(x: Tensor) -> np.ndarray:
+def displayed(x: Tensor) -> np.ndarray:
+    """What a picture shows of x, (c, h, w): (h, w) or (h, w, 3) in [0, 1]."""
     if x.shape[0] not in (1, 3):  # latents
         x = x.mean(0, keepdim=True)
     return x.clamp(0, 1).permute(1, 2, 0).squeeze(-1).cpu().numpy()

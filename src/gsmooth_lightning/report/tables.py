@@ -240,10 +240,10 @@ def bound_rows(
     """Quantiles of the error bounds of a run, in l2.
 
     sigma: of the noise, in whose units records keep them; None: it has several, and their units are shown. Those in
-    latent space stay in these units.
+    latent space, whose curves have rows (radius, a, E), stay in these units.
     """
     scale = sigma or 1.0
-    if any(r.get("curve") for r in records):
+    if any(len(row) > 2 for r in records for row in r.get("curve", ())):
         own = [r["details"] | {"slope": r["slope"]} for r in records]
         return {
             "images": f"{len(records)} ({images})",
@@ -362,3 +362,18 @@ def _frame(columns: dict[str, dict[str, str]]) -> pd.DataFrame:
 def rounded(value: float, up: bool) -> str:
     """Four decimals, on the safe side."""
     return f"{(np.ceil if up else np.floor)(value * 1e4) / 1e4:.4f}"
+
+
+def summary_rows(records: Sequence[Record]) -> dict[str, str]:
+    """What a run has spent so far: of all its images, by all its processes."""
+    if not records:
+        return {}
+    rows = {"seconds of work": f"{sum(r['seconds'] for r in records):.1f}"}
+    if "evaluations" in records[0]:
+        rows["evaluations"] = str(sum(r["evaluations"] for r in records))
+    if "prediction" in records[0]:
+        abstained = sum(r["prediction"] == -1 for r in records)
+        rows["abstained"] = f"{abstained} of {len(records)}"
+        spent = sum(r["alpha"] for r in records)
+        rows["alpha spent"] = f"{spent:.4g} over all images: at most so many false certificates expected"
+    return rows

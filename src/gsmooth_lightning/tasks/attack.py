@@ -15,6 +15,7 @@ from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.lit import AttackModule
 from gsmooth_lightning.model import file_hash
 from gsmooth_lightning.stream import Stream
+from gsmooth_lightning.tasks.dashboard import log_store
 from gsmooth_lightning.tasks.launch import command
 from gsmooth_lightning.tasks.report import show
 from gsmooth_lightning.tasks.setup import prepare, trained_network, unwrapped
@@ -38,8 +39,8 @@ def attack(cfg: DictConfig) -> Path:
     jobs[0]()  # refuses wrong options before any work
     with run.store() as store:
         module = AttackModule(search, run.smoothed, run.threat, store, cfg.seed)
-        run.trainer.predict(module, run.data, return_predictions=False)
-        store.finish()
+        records = run.predict(module)
+        log_store(run.trainer.logger, cfg, run.folder, "log_attacks", records, run.threat, run.data.image)
     return run.folder
 
 
@@ -57,7 +58,7 @@ def other_code(node: Any) -> dict[str, dict[str, str]]:
 
 
 def main() -> None:
-    command("attack", lambda cfg: show([attack(cfg)]))
+    command("attack", attack, lambda folder: show([folder]))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,11 @@ from gsmooth_lightning.error import CalibratedBound, Conditions, ErrorBound, Sto
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.lit import BoundModule
 from gsmooth_lightning.report.tables import rounded
+from gsmooth_lightning.tasks.dashboard import log_store
 from gsmooth_lightning.tasks.launch import command
 from gsmooth_lightning.tasks.report import show
-from gsmooth_lightning.tasks.setup import Run, calibration_images, prepare, smoothed_classifier
+from gsmooth_lightning.tasks.run import Run
+from gsmooth_lightning.tasks.setup import calibration_images, prepare, smoothed_classifier
 
 SHARED = ("data", "error", "seed", "block", "device", "versions")
 """What a stored bound and a certificate have in common; `Conditions` compares classifier and threat."""
@@ -31,8 +33,8 @@ def bound(cfg: DictConfig) -> Path:
     error.check(run.smoothed, run.threat)  # before a folder is made
     with run.store() as store:
         module = BoundModule(error, run.smoothed, run.threat, store, cfg.seed)
-        run.trainer.predict(module, run.data, return_predictions=False)
-        store.finish()
+        records = run.predict(module)
+        log_store(run.trainer.logger, cfg, run.folder, "log_bounds", records, run.threat, run.data.image)
     return run.folder
 
 
@@ -59,7 +61,7 @@ def stored_bound(folder: Path, error: ErrorBound, run: Run) -> ErrorBound:
 
 
 def main() -> None:
-    command("bound", lambda cfg: show([bound(cfg)]))
+    command("bound", bound, lambda folder: show([folder]))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """`gsmooth compare`: one model, one set of images, one threat, every certificate that applies."""
 
+from functools import partial
 from pathlib import Path
 
 from hydra.errors import InstantiationException
@@ -9,7 +10,8 @@ from omegaconf import DictConfig, open_dict
 from gsmooth_lightning.errors import RequestError, UncertifiableError
 from gsmooth_lightning.report.tables import default_radii
 from gsmooth_lightning.tasks.certify import certify
-from gsmooth_lightning.tasks.launch import command
+from gsmooth_lightning.tasks.dashboard import log_table
+from gsmooth_lightning.tasks.launch import command, first_process, without_leftovers
 from gsmooth_lightning.tasks.report import show
 from gsmooth_lightning.tasks.setup import CLASSIFIER, identity_of, run_folder
 
@@ -53,7 +55,9 @@ def compare(cfg: DictConfig) -> str:
             print(f"does not apply: {reason}")
     if not stores:
         raise RequestError("no certificate applies: " + "; ".join(f"{k}: {why}" for k, why in refused.items()))
-    return show(stores, radii, folder, refused=refused)
+    if not first_process():
+        return ""
+    return show(stores, radii, folder, refused=refused, log=partial(log_table, cfg, "compare", stores))
 
 
 def refusal(failure: BaseException | None) -> str | None:
@@ -75,7 +79,7 @@ def part_of(cfg: DictConfig, part: DictConfig, store: Path) -> DictConfig:
         for key in ("sampling", *OWN):
             settings[key] = part.get(key, cfg[key])
         settings.store = str(store)
-    return settings
+    return without_leftovers(settings)
 
 
 def main() -> None:

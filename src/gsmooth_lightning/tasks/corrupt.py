@@ -24,8 +24,9 @@ from gsmooth_lightning.model import file_hash
 from gsmooth_lightning.report.tables import markdown, text
 from gsmooth_lightning.rounds import run_rounds
 from gsmooth_lightning.stream import Stream
-from gsmooth_lightning.tasks.launch import command
-from gsmooth_lightning.tasks.setup import Run, images_in_words, plain, prepare, run_folder
+from gsmooth_lightning.tasks.launch import command, first_process
+from gsmooth_lightning.tasks.run import Run
+from gsmooth_lightning.tasks.setup import images_in_words, plain, prepare, run_folder
 from gsmooth_lightning.threat import Threat
 from gsmooth_lightning.transform.corruptions import corruption
 
@@ -89,7 +90,7 @@ class CorruptionModule(StoredPrediction):
             for index, x, stream in streams
         )
         names, severities = map(list, zip(*self.cases.listed, strict=True))
-        for index, (base, votes), seconds in run_rounds(procedures, self.device, len(items)):
+        for index, (base, votes), seconds in run_rounds(procedures, self.device, len(items), self.workers):
             judged = {"corruption": names, "severity": severities, "base": base, "votes": votes.tolist()}
             yield {"index": index, **judged, "seconds": seconds}
 
@@ -106,9 +107,9 @@ def corrupt(cfg: DictConfig) -> Path:
     x = run.threat.prepare(image[None])[0]
     cases.files(x, Stream(cfg.seed, index), torch.arange(len(listed)))  # refuses wrong names before any work
     with run.store() as store:
-        run.trainer.predict(CorruptionModule(run, store, cases), run.data, return_predictions=False)
-        records = store.finish()
-    show(run, records)
+        records = run.predict(CorruptionModule(run, store, cases))
+    if first_process():
+        show(run, records)
     return run.folder
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.lit import DenoiserModule
 from gsmooth_lightning.model import load_weights
+from gsmooth_lightning.model.fused import check_runs
 from gsmooth_lightning.tasks.launch import command
 from gsmooth_lightning.tasks.setup import (
     CLASSIFIER,
@@ -22,7 +23,7 @@ from gsmooth_lightning.tasks.setup import (
     smoothed_classifier,
     versions,
 )
-from gsmooth_lightning.tasks.train import fit, show_measured
+from gsmooth_lightning.tasks.train import fit_and_show
 
 
 def denoise(cfg: DictConfig) -> Path:
@@ -57,21 +58,16 @@ def denoise(cfg: DictConfig) -> Path:
         check_shape(made, threat.prepare(data_module(cfg).split("val")[0][0][None]))
         return made
 
-    file = fit(cfg, identity, module, "denoiser.ckpt")
-    if not (file.parent / "denoiser.png").exists():
-        saved = module(instantiate(cfg.train.optimizer))
-        saved.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["state_dict"], strict=False)
-        torch.manual_seed(cfg.seed)  # the same table whenever it is measured
-        show_measured(cfg, saved, file)
-    return file
+    return fit_and_show(cfg, identity, module, "denoiser.ckpt")
 
 
 @torch.no_grad()
 def check_shape(module: DenoiserModule, x: torch.Tensor) -> None:
-    """Refuses a denoiser that does not return inputs like x, (1, ...), or one that its loss cannot train.
+    """Refuses a denoiser that does not return inputs like x, (1, ...), or one that its loss cannot train, and a
+    classifier that fails on such inputs.
 
     Raises:
-        RequestError: it fails on them, or returns others; see also `train.DenoisingStability`.
+        RequestError: one of them fails, or the denoiser returns others; see also `train.DenoisingStability`.
     """
     clean, denoiser = module.smoothed.preprocess(x), module.denoiser.eval()
     try:
@@ -84,6 +80,8 @@ def check_shape(module: DenoiserModule, x: torch.Tensor) -> None:
             "denoiser=dncnn takes images of any size with denoiser.channels, denoiser=unet those whose sides its "
             "levels halve"
         )
+    if module.classifier is not None:
+        check_runs(module.classifier, clean)
     module.denoising(denoiser, module.classifier, clean, clean)
     denoiser.train()
 

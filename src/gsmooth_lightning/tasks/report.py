@@ -3,10 +3,11 @@
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from hydra.utils import instantiate
@@ -37,8 +38,16 @@ from gsmooth_lightning.report.tables import (
     markdown,
     text,
 )
+from gsmooth_lightning.tasks.dashboard import log_table
 from gsmooth_lightning.tasks.launch import command
-from gsmooth_lightning.tasks.setup import CLASSIFIER, data_module, identity_of, images_in_words, smoothed_classifier
+from gsmooth_lightning.tasks.setup import (
+    CLASSIFIER,
+    data_module,
+    identity_of,
+    images_in_words,
+    settings_of,
+    smoothed_classifier,
+)
 
 JOINED = (*CLASSIFIER, "images", "checkpoint", "denoiser", "own code", "block", "votes", "versions")
 """What an attack and the certificates it is reported with have in common."""
@@ -75,7 +84,7 @@ def load(path: Path) -> Source:
         )
     if not records:
         raise RequestError(f"{path} holds no finished image yet; report it later")
-    settings = cast(DictConfig, OmegaConf.load(path / "config.yaml"))
+    settings = settings_of(path)
     return Source(path, identity["command"], records, identity, settings, instantiate(settings.threat))
 
 
@@ -128,6 +137,7 @@ def show(
     top_k: int | None = None,
     refused: Mapping[str, str] | None = None,
     area: bool = False,
+    log: Callable[[Path, dict[str, dict[str, str]], dict[str, Figure]], None] | None = None,
 ) -> str:
     """Writes report.md, report.tex and report.png into `out`, prints and returns the table.
 
@@ -141,6 +151,7 @@ def show(
         cohen: file to which the certificates of the one store are written as a log.
         alpha, bounds, top_k: bound the votes of stores with a fixed n again, in this way (see `rebound`).
         area: measures certificates of pixel noise by their ellipsoids (`curves.by_area`), and writes area.png.
+        log: told the folder, the table's columns and the figures.
         refused: certificates that do not apply, with the reason: compares the others, a row each, above the table.
     """
     if not stores:
@@ -188,6 +199,8 @@ def show(
         raise RequestError(
             f"cannot write {failure.filename or target} ({failure.strerror}); set out=FOLDER, and cohen=FILE, elsewhere"
         ) from failure
+    if log is not None:
+        log(target, columns, figures)
     table = text(columns if refused is None else by_run(columns))
     print(table)
     print("written:", *files, *(target / name for name in figures))
@@ -276,7 +289,9 @@ def picture(sources: Mapping[str, Source], runs: Mapping[str, Sequence[Record]],
 def report(cfg: DictConfig) -> str:
     """The report of the stores named in the configuration."""
     stores = [cfg.stores] if isinstance(cfg.stores, str) else cfg.stores
-    return show(stores, cfg.radii, cfg.out, cfg.envelope, cfg.cohen, cfg.alpha, cfg.bounds, cfg.top_k, area=cfg.area)
+    log = partial(log_table, cfg, "report", [Path(store) for store in stores])
+    options = (cfg.radii, cfg.out, cfg.envelope, cfg.cohen, cfg.alpha, cfg.bounds, cfg.top_k)
+    return show(stores, *options, area=cfg.area, log=log)
 
 
 def main() -> None:

@@ -1,12 +1,10 @@
 """From a configuration to objects, and to what a result depends on."""
 
-import contextlib
 import logging
 import platform
 import sys
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,19 +12,25 @@ import numpy as np
 import pytorch_lightning as pl
 import scipy
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.loggers import WandbLogger
-from torch import nn
+from pytorch_lightning.strategies import DDPStrategy
+from torch import Tensor, nn
+from yaml import YAMLError
 
 from gsmooth_lightning import __version__
-from gsmooth_lightning.certify.store import Store, digest
+from gsmooth_lightning.certify.store import digest, holds
 from gsmooth_lightning.data.base import describe_subset
 from gsmooth_lightning.errors import RequestError, UncertifiableError
 from gsmooth_lightning.lit import ImageDataModule
 from gsmooth_lightning.model import BlackBox, file_hash, fused, load_weights
+from gsmooth_lightning.model.fused import BACKENDS
 from gsmooth_lightning.smoothed import LEVELS, SAMPLE_LEVELS, SmoothedClassifier
 from gsmooth_lightning.smoothing import Latent, Law, learned_noise
+from gsmooth_lightning.tasks.run import Run
 from gsmooth_lightning.threat import Threat, TransformationThreat
 from gsmooth_lightning.transform import Function
 from gsmooth_lightning.transform.surrogate import Decoded, Encoder
@@ -35,41 +39,10 @@ CLASSIFIER = ("data", "model", "transform", "preprocess", "law", "noise", "threa
 """Groups that decide what the smoothed classifier is and what is done to it."""
 
 
-@dataclass
-class Run:
-    """One command's run: its parts, its folder and its identity."""
-
-    cfg: DictConfig
-    folder: Path
-    identity: dict[str, Any]
-    smoothed: SmoothedClassifier
-    threat: Threat
-    data: ImageDataModule
-    trainer: pl.Trainer
-
-    @contextlib.contextmanager
-    def store(self) -> Iterator[Store]:
-        """The store of this run, opened or resumed; predict then visits what is left of its images."""
-        with open_store(self.cfg, self.folder, self.identity, self.trainer) as store:
-            self.data.done = store.done
-            yield store
-
-
-@contextlib.contextmanager
-def open_store(cfg: DictConfig, folder: Path, identity: dict[str, Any], trainer: pl.Trainer) -> Iterator[Store]:
-    """A store, with the trainer logging into its folder; the log is closed at the end."""
-    store = Store(folder, identity, OmegaConf.to_yaml(cfg, resolve=True), trainer.global_rank)
-    if cfg.logger is not None:
-        trainer.logger = instantiate(cfg.logger, save_dir=str(folder))
-    try:
-        yield store
-    finally:
-        if isinstance(trainer.logger, WandbLogger):
-            trainer.logger.experiment.finish()
-
-
 def check_numbers(cfg: DictConfig) -> None:
     """Refuses numbers of the wrong kind before anything is read or computed."""
+    if cfg.shard not in ("images", "draws"):
+        raise RequestError(f"shard must be images or draws, got {cfg.shard!r}")
     numbers = {"seed": (cfg.seed, 0), "block": (cfg.block, 2), "images.every": (cfg.images.every, 1)}
     numbers |= {"images.in_flight": (cfg.images.in_flight, 1), "train.epochs": (cfg.train.epochs, 1)}
     numbers |= {"train.batch_size": (cfg.train.batch_size, 1)}
@@ -199,16 +172,52 @@ def make_trainer(cfg: DictConfig, **options: Any) -> pl.Trainer:
     """The Lightning trainer, without a logger so far (see `open_store`).
 
     Raises:
-        RequestError: several devices: images are not shared out between processes yet.
+        RequestError: several devices without trainer=ddp, or in a sweep whose launcher does not start them.
     """
-    if str(cfg.trainer.devices) != "1" or cfg.trainer.get("num_nodes", 1) != 1:
-        raise RequestError(
-            "a run uses one device so far; set trainer.devices=1 and start one run for each device, with "
-            "images.indices or different stores"
-        )
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no advertisements between a user and a table
     warnings.filterwarnings("ignore", module="pytorch_lightning")
-    return instantiate(cfg.trainer, logger=False, **options)
+    try:
+        trainer = instantiate(cfg.trainer, logger=False, **options)
+    except InstantiationException as failure:
+        raise RequestError(
+            f"trainer: {str(failure.__cause__).splitlines()[0]}; correct trainer or devices"
+        ) from failure
+    if trainer.world_size == 1:
+        return trainer
+    if not isinstance(trainer.strategy, DDPStrategy) or "strategy" not in cfg.trainer:
+        raise RequestError("several devices are for trainer=ddp; add it, or use devices=1")
+    sweep = HydraConfig.get() if HydraConfig.initialized() else None
+    if sweep and sweep.mode == RunMode.MULTIRUN and not sweep.launcher._target_.endswith("SlurmLauncher"):
+        raise RequestError(
+            "a sweep starts one process a job, unless its launcher starts more; use launcher=slurm, or devices=1"
+        )
+    return trainer
+
+
+def settings_of(folder: str | Path) -> DictConfig:
+    """The configuration that a store was made with. Stores hold values: what was ${surrogate} follows it again.
+
+    Raises:
+        RequestError: the store has none that can be read.
+    """
+    try:
+        made = plain(OmegaConf.load(Path(folder) / "config.yaml"))
+        if not isinstance(made, dict):
+            raise YAMLError("no mapping")
+    except (OSError, YAMLError) as failure:
+        raise RequestError(f"{folder} has no readable config.yaml; name the folder that a run printed") from failure
+    if made.get("surrogate"):
+        made = replaced(made, made["surrogate"], "${surrogate}") | {"surrogate": made["surrogate"]}
+    return cast(DictConfig, OmegaConf.create(made))
+
+
+def replaced(node: Any, old: Any, new: Any) -> Any:
+    """Nested dictionaries and lists with one value in place of another."""
+    if isinstance(node, dict):
+        return {key: replaced(value, old, new) for key, value in node.items()}
+    if isinstance(node, list):
+        return [replaced(value, old, new) for value in node]
+    return new if node == old else node
 
 
 def plain(node: Any) -> Any:
@@ -235,10 +244,11 @@ def identity_of(cfg: DictConfig, groups: tuple[str, ...]) -> dict[str, Any]:
     identity = {key: plain(cfg[key]) for key in groups}
     if cfg.learned is not None and "noise" in groups:
         identity["noise"] = file_hash_of(cfg.learned, "learned")
-    for reading in ("workers", "augment"):
-        identity["data"].pop(reading)
-    for place in ("root", "download"):
-        identity["data"]["dataset"].pop(place, None)
+    if "data" in groups:
+        for reading in ("workers", "augment"):
+            identity["data"].pop(reading)
+        for place in ("root", "download"):
+            identity["data"]["dataset"].pop(place, None)
     return identity
 
 
@@ -303,48 +313,96 @@ def calibration_images(cfg: DictConfig) -> DictConfig:
     return cast(DictConfig, OmegaConf.merge(cfg, {"images": images}))
 
 
-def prepare(cfg: DictConfig, command: str, groups: tuple[str, ...], with_network: bool = True) -> Run:
+def voting(
+    cfg: DictConfig, network: nn.Module, threat: Threat, x: Tensor, done: Callable[[dict[str, Any]], bool] | None = None
+) -> tuple[SmoothedClassifier, dict[str, Any]]:
+    """The smoothed classifier on the device of a prepared input x, (c, h, w), its network optimised for blocks of
+    such inputs; and what of a run's identity it decides.
+
+    done: whether a run of that identity has nothing left to do: its network is not optimised (compiling takes longer
+    than all the rest of a run that is finished).
+    """
+    smoothed = smoothed_classifier(cfg, network.to(x.device)).to(x.device)
+    shape = smoothed.encoded_shape(x)
+    if cfg.learned is not None and smoothed.noise is not None:
+        smoothed.noise.gauge(torch.zeros(1, *shape, device=x.device))  # refuses that of other images
+    with torch.inference_mode():
+        example = torch.rand(cfg.block, *shape, device=x.device)
+    dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}.get(cfg.dtype)
+    if dtype is None:
+        raise RequestError(f"dtype must be float32, float16 or bfloat16, got {cfg.dtype!r}")
+    own = {
+        **identity_of(cfg, CLASSIFIER),
+        **weights(cfg),
+        **machine(cfg, x.device),
+        **own_code(threat, network),
+    }
+    kind = "" if dtype == torch.float32 else f" {cfg.dtype}"
+    for backend in BACKENDS[1:] if cfg.backend == "auto" else (cfg.backend,):
+        if done is not None and done(own | {"backend": backend + kind}):
+            smoothed.base = network.eval()
+            return smoothed, own | {"backend": backend + kind}
+    smoothed.base, backend = fused(network, example, cfg.backend, dtype)
+    return smoothed, own | {"backend": backend + kind}
+
+
+def machine(cfg: DictConfig, device: torch.device) -> dict[str, Any]:
+    """What of a run's identity is about how votes are computed."""
+    return {
+        "votes": cfg.votes,
+        "block": cfg.block,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "versions": versions(),
+    }
+
+
+def prepare(
+    cfg: DictConfig, command: str, groups: tuple[str, ...], with_network: bool = True, to_sample: bool = False
+) -> Run:
     """A run that works on a trained classifier, or on one without a network: an error bound asks none.
 
     Its identity covers the classifier, the images' split, the given groups, the checkpoint's bytes, the kind of votes,
     the block, the network's backend and the versions; not which or how many images are visited, nor the trainer and the
     logger.
+
+    to_sample: draws are taken even if the run is finished.
     """
     check_numbers(cfg)
     threat: Threat = instantiate(cfg.threat)
     network: nn.Module = trained_network(cfg, command) if with_network else nn.Identity()
     data = data_module(cfg)
     visited = data.visited  # refuses impossible subsets
-    trainer = make_trainer(cfg, enable_checkpointing=False, inference_mode=True)
+    trainer = make_trainer(cfg, enable_checkpointing=False, inference_mode=True, enable_progress_bar=False)
     device = trainer.strategy.root_device
-    smoothed = smoothed_classifier(cfg, network.to(device)).to(device)
-    backend = None
-    if with_network:
-        shape = smoothed.encoded_shape(threat.prepare(visited[0][0][None].to(device))[0])
-        if cfg.learned is not None and smoothed.noise is not None:
-            smoothed.noise.gauge(torch.zeros(1, *shape, device=device))  # refuses that of other images
-        with torch.inference_mode():
-            example = torch.rand(cfg.block, *shape, device=device)
-        smoothed.base, backend = fused(network, example, cfg.backend)
     calibration = None
     if "error" in groups and cfg.error is not None and "calibration" in cfg.error:
         if cfg.images.split == "train" and command != "bound":
             raise RequestError("this error bound calibrates on training images; certify images.split=test or val")
         calibration = data.split("train").content_hash
-    identity = {
+    rest = {
         "command": command,
         "calibration": calibration,
-        **identity_of(cfg, (*CLASSIFIER, *groups)),
+        **identity_of(cfg, groups),
         "images": f"{cfg.images.split} {data.split(cfg.images.split).content_hash}",
         "source": data.dataset.describe(),
-        **(weights(cfg) if with_network else {"checkpoint": None}),
-        "votes": cfg.votes,
-        "block": cfg.block,
-        "backend": backend,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "versions": versions(),
-        **own_code(threat, network),
     }
+    if with_network:
+
+        def done(own: dict[str, Any]) -> bool:
+            return holds(run_folder(cfg, command, own | rest), own | rest, visited.indices)
+
+        x = threat.prepare(visited[0][0][None].to(device))[0]
+        smoothed, own = voting(cfg, network, threat, x, None if to_sample else done)
+    else:
+        smoothed = smoothed_classifier(cfg, network).to(device)
+        own = {
+            **identity_of(cfg, CLASSIFIER),
+            "checkpoint": None,
+            **machine(cfg, device),
+            "backend": None,
+            **own_code(threat, network),
+        }
+    identity = own | rest
     return Run(cfg, run_folder(cfg, command, identity), identity, smoothed, threat, data, trainer)
 
 

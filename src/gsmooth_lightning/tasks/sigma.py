@@ -21,7 +21,7 @@ from gsmooth_lightning.tasks.setup import (
     versions,
     weights,
 )
-from gsmooth_lightning.tasks.train import fit, show_measured
+from gsmooth_lightning.tasks.train import fit_and_show
 
 
 def sigma(cfg: DictConfig) -> Path:
@@ -62,13 +62,7 @@ def sigma(cfg: DictConfig) -> Path:
         maximised.votes(smoothed, x[None])  # refuses a network without logits
         return SigmaModule(smoothed, threat, scales, maximised, *optimization)
 
-    file = fit(cfg, identity, module, "sigma.ckpt")
-    if not (file.parent / "sigma.png").exists():
-        saved = module(instantiate(cfg.train.optimizer))
-        saved.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["state_dict"], strict=False)
-        torch.manual_seed(cfg.seed)  # the same table whenever it is measured
-        show_measured(cfg, saved, file)
-    return file
+    return fit_and_show(cfg, identity, module, "sigma.ckpt")
 
 
 def main() -> None:

@@ -11,9 +11,8 @@ from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.lit import SurrogateModule
 from gsmooth_lightning.tasks.launch import command
 from gsmooth_lightning.tasks.setup import data_module, identity_of, plain, versions
-from gsmooth_lightning.tasks.train import fit, show_measured
+from gsmooth_lightning.tasks.train import fit_and_show
 from gsmooth_lightning.threat import TransformationThreat
-from gsmooth_lightning.transform import load_surrogate
 
 
 def surrogate(cfg: DictConfig) -> Path:
@@ -41,13 +40,7 @@ def surrogate(cfg: DictConfig) -> Path:
         network.encoder(threat.prepare(data_module(cfg).split("val")[0][0][None]))  # refuses another size
         return SurrogateModule(network, threat, instantiate(cfg.imitation), *optimization)
 
-    file = fit(cfg, identity, module, "surrogate.ckpt")
-    if not (file.parent / "surrogate.png").exists():
-        saved = SurrogateModule(
-            load_surrogate(file), threat, instantiate(cfg.imitation), instantiate(cfg.train.optimizer)
-        )
-        show_measured(cfg, saved, file)
-    return file
+    return fit_and_show(cfg, identity, module, "surrogate.ckpt")
 
 
 def main() -> None:

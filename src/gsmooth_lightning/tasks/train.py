@@ -16,10 +16,14 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, WeightAv
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from gsmooth_lightning.errors import RequestError
-from gsmooth_lightning.lit import ClassifierModule, OptimizedModule, TrainingProgress
+from gsmooth_lightning.lit import ClassifierModule, ImageDataModule, OptimizedModule, TrainingProgress
 from gsmooth_lightning.model import load_weights
+from gsmooth_lightning.model.fused import check_runs
 from gsmooth_lightning.report.tables import markdown
+from gsmooth_lightning.smoothed import SmoothedClassifier
+from gsmooth_lightning.tasks.dashboard import log_weights
 from gsmooth_lightning.tasks.launch import command
+from gsmooth_lightning.tasks.run import open_store
 from gsmooth_lightning.tasks.setup import (
     CLASSIFIER,
     check_numbers,
@@ -27,13 +31,13 @@ from gsmooth_lightning.tasks.setup import (
     file_hash_of,
     identity_of,
     make_trainer,
-    open_store,
     plain,
     run_folder,
     seeded_network,
     smoothed_classifier,
     versions,
 )
+from gsmooth_lightning.threat import Threat
 
 FOR_TRAINER = ("precision", "accumulate_grad_batches", "gradient_clip_val", "limit_train_batches")
 """Options of Lightning's trainer that change the weights: they stand in `train` and count for a run's identity."""
@@ -66,6 +70,7 @@ def train(cfg: DictConfig) -> Path:
         smoothed, threat = smoothed_classifier(cfg, network), instantiate(cfg.threat)
         if not any(weight.requires_grad for weight in network.parameters()):
             raise RequestError("this network has no weights to train; certify it as it is, or choose another model")
+        check_fits(smoothed_classifier(cfg, seeded_network(cfg)), threat, data_module(cfg))
         return ClassifierModule(smoothed, threat, instantiate(cfg.objective), *optimization)
 
     return fit(cfg, identity, module, "classifier.ckpt")
@@ -76,12 +81,18 @@ def fit(cfg: DictConfig, identity: dict[str, Any], make: Callable[..., Optimized
     the run's folder, which it returns; goes on where the same run was interrupted, and repeats no finished one."""
     check_numbers(cfg)
     check_training(cfg)
-    folder = run_folder(cfg, identity["command"], identity)
-    checkpoint = folder / name
-    keepers = keep_checkpoints(cfg, folder)
-    options = {key: cfg.train[key] for key in FOR_TRAINER}
+    keepers, options = keep_checkpoints(cfg), {key: cfg.train[key] for key in FOR_TRAINER}
     trainer = make_trainer(cfg, max_epochs=cfg.train.epochs, callbacks=[*keepers, *callbacks(cfg)], **options)
     data = data_module(cfg)
+    if trainer.world_size > 1:
+        if identity["command"] != "train":
+            raise RequestError(f"gsmooth {identity['command']} learns on one device; use devices=1")
+        data.rank, data.world = trainer.global_rank, trainer.world_size
+        identity |= {"processes": trainer.world_size}  # they change the weights
+    folder = run_folder(cfg, identity["command"], identity)
+    checkpoint = folder / name
+    for keeper in keepers:
+        keeper.dirpath = str(folder)
     batches = min(len(data.train_dataloader()), cfg.train.limit_train_batches or math.inf)
     module = make(
         instantiate(cfg.train.optimizer),
@@ -102,27 +113,47 @@ def fit(cfg: DictConfig, identity: dict[str, Any], make: Callable[..., Optimized
         if best.exists():
             kept = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
             module.load_state_dict(kept, strict=module.strict_loading)
+        check_finite(module, folder)
         save(trainer, checkpoint)
-        for temporary in (last, best):
-            temporary.unlink(missing_ok=True)
+        if trainer.is_global_zero:
+            for temporary in (last, best):
+                temporary.unlink(missing_ok=True)
+        log_weights(trainer.logger, cfg, checkpoint)
     print(f"trained: {checkpoint}")
     return checkpoint
 
 
-def show_measured(cfg: DictConfig, module: Any, file: Path) -> None:
-    """Validates what a file holds, prints `module.measured`, and writes it and `module.picture()` beside the file."""
+def fit_and_show(cfg: DictConfig, identity: dict[str, Any], make: Callable[..., Any], name: str) -> Path:
+    """`fit`, and then, unless it was done before, a validation of what the file holds: prints the module's `measured`,
+    and writes it and `picture()` beside the file."""
+    file = fit(cfg, identity, make, name)
+    if file.with_suffix(".png").exists():
+        return file
+    state = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
+    module = make(instantiate(cfg.train.optimizer)).eval()
+    module.load_state_dict(state, strict=module.strict_loading)
+    torch.manual_seed(cfg.seed)  # the same table whenever it is measured
     make_trainer(cfg, enable_checkpointing=False).validate(module, data_module(cfg), verbose=False)
     table = markdown(module.measured)
     print(table)
     with writing(file.parent):
         file.with_suffix(".md").write_text(table + "\n")
         module.picture().savefig(file.with_suffix(".png"), dpi=100)
+    return file
 
 
-def keep_checkpoints(cfg: DictConfig, folder: Path) -> list[pl.Callback]:
+def check_finite(module: torch.nn.Module, folder: Path) -> None:
+    """Refuses weights that became NaN or infinite."""
+    if not all(bool(torch.isfinite(value).all()) for value in module.state_dict().values()):
+        raise RequestError(
+            f"the training diverged: weights are NaN or infinite; delete {folder} and train with a lower learning rate"
+        )
+
+
+def keep_checkpoints(cfg: DictConfig) -> list[ModelCheckpoint]:
     """Checkpoints of a running training (Lightning replaces them whole or not at all)."""
-    keep: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "save_on_train_epoch_end": True}
-    keepers: list[pl.Callback] = [ModelCheckpoint(filename=RESUME, **keep)]
+    keep: dict[str, Any] = {"enable_version_counter": False, "save_on_train_epoch_end": True}
+    keepers = [ModelCheckpoint(filename=RESUME, **keep)]
     if cfg.train.patience is not None:
         keepers.append(ModelCheckpoint(filename=BEST, monitor="val/loss", **keep))
     return keepers
@@ -168,6 +199,31 @@ def check_optimisation(module: OptimizedModule) -> None:
         raise RequestError(f"train.optimizer or train.scheduler: {failure}; correct their options") from failure
 
 
+@torch.inference_mode()
+def check_fits(smoothed: SmoothedClassifier, threat: Threat, data: ImageDataModule) -> None:
+    """Refuses a network that fails on the first input it is trained on or validated on, before a folder is made.
+
+    Args:
+        smoothed: the classifier, its network with any weights.
+        threat, data: what prepares the inputs, and where they come from.
+
+    Raises:
+        RequestError: it fails, or returns no logits of that many classes. Where the inputs have different shapes, it
+            says that instead: no network fits them all.
+    """
+    smoothed.eval()
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        inputs = loader.dataset
+        try:
+            x = smoothed.preprocess(threat.prepare(inputs[0][0][None]))
+            check_runs(smoothed.base, x)
+            smoothed.outputs(x)
+        except RequestError:
+            first = range(min(data.batch_size, len(inputs)))  # type: ignore[arg-type]
+            loader.collate_fn([inputs[i] for i in first])  # refuses different shapes
+            raise
+
+
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """Turns a full disk into the user's sentence; torch's writer makes a RuntimeError of it."""
@@ -188,9 +244,11 @@ def save(trainer: pl.Trainer, checkpoint: Path) -> None:
     with writing(checkpoint.parent):
         try:
             trainer.save_checkpoint(temporary, weights_only=True)
-            os.replace(temporary, checkpoint)
+            if trainer.is_global_zero:
+                os.replace(temporary, checkpoint)
         finally:
-            temporary.unlink(missing_ok=True)
+            if trainer.is_global_zero:
+                temporary.unlink(missing_ok=True)
 
 
 def main() -> None:
