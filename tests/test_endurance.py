@@ -18,7 +18,7 @@ LEAST = 300
 
 def start(folder: Path, checkpoint: Path, devices: int) -> subprocess.Popen:
     few = [o for o in SMALL if not o.startswith(("trainer=", "sampling.n=", "images.first"))]
-    line = [script("gsmooth"), "certify", *few, *CPU, f"devices={devices}", "sampling.n=20000", "images.first=80"]
+    line = [script("gsmooth"), "certify", *few, *CPU, f"devices={devices}", "sampling.n=20000", "images.first=190"]
     line += ["images.in_flight=2", f"checkpoint={checkpoint}", f"store={folder}"]
     return subprocess.Popen(
         list(map(str, line)), env=environment(), cwd=folder.parent, start_new_session=True, stdout=subprocess.DEVNULL

@@ -39,9 +39,9 @@ def certify(cfg: DictConfig) -> Path:
     return run.folder
 
 
-def ready(cfg: DictConfig) -> tuple[Run, Certifier]:
-    """The run, and its theorem, which has refused what it does not cover."""
-    run = prepare(cfg, "certify", ("error", "sampling", "certify"), to_sample=cfg.dry_run)
+def ready(cfg: DictConfig, to_sample: bool = False) -> tuple[Run, Certifier]:
+    """The run (see `prepare`), and its theorem, which has refused what it does not cover."""
+    run = prepare(cfg, "certify", ("error", "sampling", "certify"), to_sample=to_sample)
     certifier = instantiate(cfg.certify)
     if cfg.bounds is not None and certifier.error is None:
         raise RequestError("bounds=STORE is for a theorem with an error bound (joint, nested); leave it out")
@@ -68,7 +68,7 @@ def finish(found: Path | dict[str, str]) -> None:
 def certify_or_forecast(cfg: DictConfig) -> Path | dict[str, str]:
     if not isinstance(cfg.dry_run, bool):
         raise RequestError(f"dry_run must be true or false, got {cfg.dry_run!r}")
-    return forecast(*ready(cfg)) if cfg.dry_run else certify(cfg)
+    return forecast(*ready(cfg, to_sample=True)) if cfg.dry_run else certify(cfg)
 
 
 def main() -> None:
