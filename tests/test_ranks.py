@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -218,46 +219,42 @@ def test_what_is_shared_out_is_images_or_draws(checkpoint: Path) -> None:
     one_sentence(run_main("certify", *SMALL, f"checkpoint={checkpoint}", "shard=pixels"), "images or draws", "pixels")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("command", ["bound", "attack", "certify"])
-@pytest.mark.parametrize("shard", ["images", "draws"])
-def test_other_commands_on_two_processes(command: str, shard: str, checkpoint: Path, tmp_path: Path) -> None:
-    """Certify with a bound that is calibrated first, by the same processes."""
-    line = {"certify": KINDS["calibrated"]}.get(command, tuple(SMALL))
-    if command != "bound":
-        line += (f"checkpoint={checkpoint}",)
-    alone, two = tmp_path / "alone", tmp_path / "two"
-    run_task(command, *line, f"store={alone}")
+def alone_and_by_two(command: str, line: Sequence[str], shard: str, tmp_path: Path) -> tuple[Path, Path]:
+    """The stores that one and that two processes make."""
+    alone, two = run_task(command, *line, f"store={tmp_path / 'alone'}"), tmp_path / "two"
     cpu = [o for o in line if not o.startswith("trainer=")]
     ended = shell(script("gsmooth"), command, *cpu, *CPU, "devices=2", f"shard={shard}", f"store={two}", cwd=tmp_path)
     assert ended.code == 0, ended.err
+    return alone, two
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", ["images", "draws"])
+def test_bounds_and_attacks_by_two_processes(shard: str, checkpoint: Path, tmp_path: Path) -> None:
+    for command, line in (("bound", SMALL), ("attack", (*SMALL, f"checkpoint={checkpoint}"))):
+        (tmp_path / command).mkdir()
+        same(*alone_and_by_two(command, line, shard, tmp_path / command))
+
+
+@pytest.mark.slow
+def test_a_bound_that_is_calibrated_first_by_two_processes(checkpoint: Path, tmp_path: Path) -> None:
+    line = (*KINDS["calibrated"], f"checkpoint={checkpoint}")
+    alone, two = alone_and_by_two("certify", line, "images", tmp_path)
     same(two, alone)
-    if command == "certify":
-        same(two / "bounds", alone / "bounds")
+    same(two / "bounds", alone / "bounds")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_draws_are_shared_out_under_every_theorem_and_plan(kind: str, checkpoint: Path, tmp_path: Path) -> None:
-    line = (*KINDS[kind], f"checkpoint={checkpoint}")
-    alone = run_task("certify", *line, f"store={tmp_path / 'alone'}")
-    cpu = [o for o in line if not o.startswith("trainer=")]
-    shared = (*cpu, *CPU, "devices=2", "shard=draws", f"store={tmp_path / 'two'}")
-    ended = shell(script("gsmooth"), "certify", *shared, cwd=tmp_path)
-    assert ended.code == 0, ended.err
-    same(tmp_path / "two", alone)
+    same(*alone_and_by_two("certify", (*KINDS[kind], f"checkpoint={checkpoint}"), "draws", tmp_path))
 
 
 @pytest.mark.slow
 def test_an_attack_on_pixels_by_two_processes_spends_what_one_does(checkpoint: Path, tmp_path: Path) -> None:
     pixels = ("threat=l2", "transform=identity", "law=none", "preprocess=none", "noise.sigma=0.25", "images.first=2")
     line = (*QUIET, *pixels, "attack=pgd", "attack.epsilons=[0.5]", "attack.n=32", f"checkpoint={checkpoint}")
-    alone = run_task("attack", *line, f"store={tmp_path / 'alone'}")
-    cpu = [o for o in line if not o.startswith("trainer=")]
-    shared = (*cpu, *CPU, "devices=2", "shard=draws", f"store={tmp_path / 'two'}")
-    ended = shell(script("gsmooth"), "attack", *shared, cwd=tmp_path)
-    assert ended.code == 0, ended.err
-    same(tmp_path / "two", alone)
+    same(*alone_and_by_two("attack", line, "draws", tmp_path))
 
 
 @pytest.mark.slow

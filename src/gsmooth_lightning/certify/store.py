@@ -39,7 +39,7 @@ class Store:
     """
 
     def __init__(self, folder: str | Path, identity: dict[str, Any], config: str = "", rank: int = 0, world: int = 1):
-        self.folder, self.rank = Path(folder), rank
+        self.folder = Path(folder)
         self._config = config
         self._shard = self.folder / f"rank-{rank}.jsonl"
         identity = json.loads(json.dumps(identity, sort_keys=True))

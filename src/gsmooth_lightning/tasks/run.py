@@ -79,9 +79,8 @@ class Run:
             missing = set(self.data.visited.indices) - {record["index"] for record in read(self.folder)}
             if any_of(trainer, bool(missing)):
                 raise RequestError(
-                    f"{len(missing)} images are not in {self.folder}: processes differ in device, versions or backend, "
-                    "or an earlier start was still at work; use machines and backend=... alike, and run the same "
-                    "command again"
+                    f"{self.folder} is not whole: processes differ in device, versions or backend, or an earlier start "
+                    "was still at work; use machines and backend=... alike, and run the same command again"
                 )
             records = module.store.finish() if trainer.is_global_zero else []
             any_of(trainer, False)  # the store is whole from here on
