@@ -153,8 +153,8 @@ def processes(rounds: int) -> pd.DataFrame:
                 speeds[count] = sum(f.result() for f in [pool.submit(alone, lasting, begin) for _ in range(count)])
             rows.append({f"{count} process(es), samples/s": n / lasting for count, n in speeds.items()})
             rows[-1]["ratio"] = speeds[2] / speeds[1]
-    frame = pd.DataFrame(rows)
-    return pd.concat([frame, frame.median().to_frame("median").T])
+    frame = pd.DataFrame(rows, index=[f"{turn}" for turn in range(1, rounds + 1)])
+    return pd.concat([frame, frame.median().to_frame("median").T]).reset_index(names="round")
 
 
 def stopping(rounds: int) -> pd.DataFrame:

@@ -92,6 +92,10 @@ def huge(path: Path) -> None:
     path.write_bytes(bytes(head))
 
 
+def sixteen_bits(path: Path) -> None:
+    Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)).save(path)
+
+
 def rate(hz: int, channels: int = 1) -> Callable[[Path], Any]:
     return lambda path: layouts.clip(path, np.stack([layouts.samples(0, 500)] * channels, axis=1), hz)
 
@@ -179,20 +183,24 @@ MISTAKES = {
     ),
     # pictures in folders
     "picture cut": Mistake(
-        lambda r: ImageFolder(r, 8), ("{root}/test/dog/1.png is damaged", *RESTORE),
+        lambda r: ImageFolder(r, 8), ("{root}/test/dog/1.png cannot be read", *RESTORE),
         spoiled(tree, "test/dog/1.png", layouts.cut),
     ),
     "picture empty": Mistake(
-        lambda r: ImageFolder(r, 8), ("{root}/test/dog/1.png is damaged", *RESTORE),
+        lambda r: ImageFolder(r, 8), ("{root}/test/dog/1.png cannot be read", *RESTORE),
         spoiled(tree, "test/dog/1.png", empty),
     ),
     "picture that is text": Mistake(
-        lambda r: ImageFolder(r, 8), ("{root}/test/dog/1.png is damaged", *RESTORE),
+        lambda r: ImageFolder(r, 8), ("{root}/test/dog/1.png cannot be read", *RESTORE),
         spoiled(tree, "test/dog/1.png", text("dear")),
     ),
     "picture with a huge size in its header": Mistake(
-        lambda r: ImageFolder(r, 8), ("{root}/test/dog/1.png is damaged", *RESTORE),
+        lambda r: ImageFolder(r, 8), ("{root}/test/dog/1.png cannot be read", *RESTORE),
         spoiled(tree, "test/dog/1.png", huge),
+    ),
+    "picture of 16 bits": Mistake(
+        lambda r: ImageFolder(r, 8), ("{root}/test/dog/1.png cannot be read (its pixels have more than 8 bits)",),
+        spoiled(tree, "test/dog/1.png", sixteen_bits),
     ),
     "class without pictures": Mistake(
         lambda r: ImageFolder(r, 8), ("{root}/test is not a folder", "emu", *FOLDER_FIX),
@@ -228,7 +236,7 @@ MISTAKES = {
     ),
     # GTSRB
     "sign cut": Mistake(
-        GTSRB, ("{root}/gtsrb/GTSRB/Final_Test/Images/00002.ppm is damaged", *RESTORE),
+        GTSRB, ("{root}/gtsrb/GTSRB/Final_Test/Images/00002.ppm cannot be read", *RESTORE),
         spoiled(layouts.gtsrb, "GTSRB/Final_Test/Images/00002.ppm", layouts.cut),
     ),
     "sign gone": Mistake(
@@ -280,7 +288,7 @@ MISTAKES = {
         lambda r: Kitti(r, fold=1), LABEL_FILE, spoiled(three_frames, "label_2/000001.txt", Path.unlink)
     ),
     "frame cut": Mistake(
-        lambda r: Kitti(r, fold=1), ("{root}/Kitti/raw/training/image_2/000001.png is damaged", *RESTORE),
+        lambda r: Kitti(r, fold=1), ("{root}/Kitti/raw/training/image_2/000001.png cannot be read", *RESTORE),
         spoiled(three_frames, "image_2/000001.png", layouts.cut),
     ),
     "fold of none": Mistake(lambda r: Kitti(r, fold=0), ("data.dataset.fold must be at least 1, got 0",)),
@@ -295,19 +303,21 @@ MISTAKES = {
         lambda r, _: two_words(r),
     ),
     "clip cut in the header": Mistake(
-        SpeechCommands, (f"{TESTED} is damaged", *RESTORE),
+        SpeechCommands, (f"{TESTED} cannot be read", *RESTORE),
         spoiled(two_words, TESTED, lambda path: layouts.cut(path, 0.005)),
     ),
     "clip cut in the samples": Mistake(
-        SpeechCommands, (f"{TESTED} is damaged", *RESTORE), spoiled(two_words, TESTED, layouts.cut)
+        SpeechCommands, (f"{TESTED} cannot be read", *RESTORE), spoiled(two_words, TESTED, layouts.cut)
     ),
     "clip at 8 kHz": Mistake(
-        SpeechCommands, (f"{TESTED} is damaged", "8000 Hz", "16000 Hz"), spoiled(two_words, TESTED, rate(8000))
+        SpeechCommands, (f"{TESTED} cannot be read", "8000 Hz", "16000 Hz"), spoiled(two_words, TESTED, rate(8000))
     ),
     "clip in stereo": Mistake(
-        SpeechCommands, (f"{TESTED} is damaged", "2 channels"), spoiled(two_words, TESTED, rate(16000, 2))
+        SpeechCommands, (f"{TESTED} cannot be read", "2 channels"), spoiled(two_words, TESTED, rate(16000, 2))
     ),
-    "clip that is text": Mistake(SpeechCommands, (f"{TESTED} is damaged",), spoiled(two_words, TESTED, text("yes"))),
+    "clip that is text": Mistake(
+        SpeechCommands, (f"{TESTED} cannot be read",), spoiled(two_words, TESTED, text("yes"))
+    ),
     "clip of another name": Mistake(
         SpeechCommands, ("{root}/SpeechCommands", "somebody_nohash_x.wav"),
         spoiled(two_words, "yes/somebody_nohash_x.wav", rate(16000)),
@@ -408,7 +418,7 @@ def test_a_damaged_picture_met_while_training_is_one_sentence(here, workers):
     """Also when a loader's process meets it: no traceback."""
     layouts.cut(tree(here / "data") / "train" / "dog" / "3.png")
     ended = run_main("train", *QUIET, *layouts.OF_TREE, f"data.workers={workers}", "train.epochs=1", "store=run")
-    one_sentence(ended, "data/train/dog/3.png is damaged", *RESTORE)
+    one_sentence(ended, "data/train/dog/3.png cannot be read", *RESTORE)
     assert not (here / "run" / "classifier.ckpt").exists()
 
 
@@ -418,7 +428,7 @@ def test_a_damaged_picture_met_while_certifying_is_one_sentence(here, network, w
     layouts.cut(tree(here / "data") / "test" / "dog" / "0.png")
     overrides = (*SMALL, *layouts.OF_TREE, f"data.workers={workers}", "images.in_flight=1")
     ended = run_main("certify", *overrides, f"checkpoint={network(*overrides)}", "store=run")
-    one_sentence(ended, "data/test/dog/0.png is damaged", *RESTORE)
+    one_sentence(ended, "data/test/dog/0.png cannot be read", *RESTORE)
     assert [r["index"] for r in records_so_far(here / "run")] == [0, 1]
 
 

@@ -29,13 +29,13 @@ from gsmooth_lightning.lit import ImageDataModule
 def reads(monkeypatch) -> list[str]:
     """Paths of the pictures decoded so far, in this process."""
     seen: list[str] = []
-    reader = folder_module.default_loader
+    reader = folder_module.read_image
 
     def read(path: str) -> Image.Image:
         seen.append(path)
         return reader(path)
 
-    monkeypatch.setattr(folder_module, "default_loader", read)
+    monkeypatch.setattr(folder_module, "read_image", read)
     return seen
 
 
@@ -62,14 +62,14 @@ def test_pictures_are_let_go_of(tmp_path, monkeypatch):
     """However many pictures are read, no decoded one is kept."""
     layouts.folders(tmp_path, {"test": {"a": 30}})
     made: list[weakref.ref] = []
-    reader = folder_module.default_loader
+    reader = folder_module.read_image
 
     def read(path: str) -> Image.Image:
         image = reader(path)
         made.append(weakref.ref(image))
         return image
 
-    monkeypatch.setattr(folder_module, "default_loader", read)
+    monkeypatch.setattr(folder_module, "read_image", read)
     data = ImageFolder(str(tmp_path), 8).split("test", 1)
     alive = []
     for i in range(30):

@@ -153,15 +153,15 @@ def spoiled(path: Path, kind: str) -> Path:
 
 
 SPOILED = {
-    "text": "is damaged (cannot identify image file",
-    "empty": "is damaged (cannot identify image file",
-    "cut": "is damaged (",
+    "text": "cannot be read (cannot identify image file",
+    "empty": "cannot be read (cannot identify image file",
+    "cut": "cannot be read (",
     "coloured": "has colours, and this classifier is of grey images",
-    "sixteen bits": "is damaged (its pixels have more than 8 bits)",
-    "floats": "is damaged (its pixels have more than 8 bits)",
+    "sixteen bits": "cannot be read (its pixels have more than 8 bits)",
+    "floats": "cannot be read (its pixels have more than 8 bits)",
     "oblong": "makes an input of 1x38x28, and this classifier is for 1x28x28",
     "large": "is of 40x40 pixels, and images are enlarged to 28, not reduced",
-    "sound": "is damaged (cannot identify image file",
+    "sound": "cannot be read (cannot identify image file",
 }
 
 

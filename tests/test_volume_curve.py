@@ -386,7 +386,7 @@ def test_an_augmentation_that_fails_is_not_a_damaged_file(kind, tmp_path):
     assert train[0][0].shape == (1, 16000)
     layouts.cut(path)
     for read in (lambda: train[0], lambda: train.augmented(0, failing(kind))):
-        with pytest.raises(RequestError, match=r"is damaged .*restore it") as failure:
+        with pytest.raises(RequestError, match=r"cannot be read .*restore it") as failure:
             read()
         assert "data.augment" not in str(failure.value)
 

@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+from pathlib import Path
 
 COMMANDS = {
     "surrogate": "train a network that imitates a transformation",
@@ -35,8 +36,9 @@ def main() -> None:
         print(f"gsmooth: there is no command {sys.argv[1]!r}; use one of {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     name = sys.argv.pop(1)
-    if name in OF_RUNS and len(sys.argv) > 1 and not sys.argv[1].startswith("-") and "=" not in sys.argv[1]:
-        sys.argv[1] = f"run='{sys.argv[1]}'"
+    run = sys.argv[1] if name in OF_RUNS and len(sys.argv) > 1 else "-"
+    if not run.startswith("-") and ("=" not in run or Path(run).is_dir()):
+        sys.argv[1] = "run='{}'".format(run.replace("'", r"\'"))
     sys.path.insert(0, "")  # your own classes and functions are found in the current folder, as by python -m
     # run as __main__, so that a rank that Lightning relaunches with `python -m` finds the same module
     runpy.run_module(f"gsmooth_lightning.tasks.{name}", run_name="__main__", alter_sys=True)

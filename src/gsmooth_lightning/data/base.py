@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL.Image import DecompressionBombError, Image
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from torchvision.transforms.v2 import functional
@@ -135,11 +135,24 @@ class Files(Inputs):
         path = self.root / name
         try:
             read = self.read(str(path))
-        except (OSError, SyntaxError, ValueError, RuntimeError, EOFError, DecompressionBombError) as failure:
-            what = "is missing" if not path.exists() else f"is damaged ({first_line(failure)})"
+        except (OSError, SyntaxError, ValueError, RuntimeError, EOFError, Image.DecompressionBombError) as failure:
+            what = "is missing" if not path.exists() else f"cannot be read ({first_line(failure)})"
             raise RequestError(f"{path} {what}; restore it, or unpack the data set again") from failure
         raw = changed(read, change, option, path)
         return raw if isinstance(raw, Tensor) else functional.pil_to_tensor(raw).float() / 255, label, i
+
+
+def read_image(path: str) -> Image.Image:
+    """An image in colour.
+
+    Raises:
+        ValueError: its pixels have more than 8 bits, which PIL would cut without a word.
+    """
+    with open(path, "rb") as file:
+        image = Image.open(file)
+        if image.mode.startswith(("I", "F")):
+            raise ValueError("its pixels have more than 8 bits")
+        return image.convert("RGB")
 
 
 class ImageData(ABC):
@@ -177,7 +190,7 @@ def changed(raw: Any, change: Callable[[Any], Any], option: str, name: str | Pat
     """
     try:
         made = change(raw)
-        if not isinstance(made, Tensor | Image):
+        if not isinstance(made, Tensor | Image.Image):
             raise TypeError(f"it returns {type(made).__name__}, not an image or a tensor")
     except (TypeError, ValueError, RuntimeError) as failure:
         raise RequestError(f"{option} fails on {name} ({first_line(failure)}); correct its options") from failure

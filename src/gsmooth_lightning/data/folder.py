@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from torchvision import datasets
-from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
-from gsmooth_lightning.data.base import SPLITS, Files, ImageData, Inputs
+from gsmooth_lightning.data.base import SPLITS, Files, ImageData, Inputs, read_image
 from gsmooth_lightning.errors import RequestError
 
 RESTRICTED = {
@@ -73,7 +72,7 @@ class ImageFolder(ImageData):
         ]
         if part is not None:
             files = [file for i, file in enumerate(files) if (i % self.validation == 0) == (part == "val")]
-        return Files(files, folder, classes, default_loader, self.shape)
+        return Files(files, folder, classes, read_image, self.shape)
 
     @property
     def shape(self) -> Callable[[Any], Any]:

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from torchvision import datasets
-from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
-from gsmooth_lightning.data.base import Files, ImageData, Inputs
+from gsmooth_lightning.data.base import Files, ImageData, Inputs, read_image
 from gsmooth_lightning.errors import RequestError
 
 HELD_OUT = 5
@@ -41,7 +40,7 @@ class GTSRB(ImageData):
         files = [(str(Path(path).relative_to(top)), label) for path, label in listed._samples]
         if name != "test":
             files = [(path, _label(path)) for path, _ in files if (_track(path) % HELD_OUT == 0) == (name == "val")]
-        return Files(files, top, classes, default_loader, self.shape)
+        return Files(files, top, classes, read_image, self.shape)
 
     @property
     def shape(self) -> Callable[[Any], Any]:

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from torchvision import datasets
-from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
-from gsmooth_lightning.data.base import Files, ImageData, Inputs
+from gsmooth_lightning.data.base import Files, ImageData, Inputs, read_image
 from gsmooth_lightning.errors import RequestError
 
 CLASSES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc")
@@ -52,7 +51,7 @@ class Kitti(ImageData):
                 raise RequestError(f"{listed.targets[i]} {what}; unpack the data set again") from failure
         frames = sorted((str(Path(p).relative_to(top)), label) for p, label in labels.items() if label is not None)
         files = [frame for k, frame in enumerate(frames) if _split(k % self.fold) == name]
-        return Files(files, top, classes, default_loader, self.shape)
+        return Files(files, top, classes, read_image, self.shape)
 
     @property
     def names(self) -> Sequence[str]:

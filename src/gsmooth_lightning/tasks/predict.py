@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
 from torch import Tensor, nn
-from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from gsmooth_lightning.certify import ABSTAIN, NestedCertifier, PerInputCertifier
 from gsmooth_lightning.certify.store import Record, check_identity, read_identity
 from gsmooth_lightning.data import Files, ImageData, SpeechCommands
+from gsmooth_lightning.data.base import read_image
 from gsmooth_lightning.data.speech_commands import read_second
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.model.fused import check_runs
@@ -199,7 +199,7 @@ class Reader:
         Raises:
             RequestError: it cannot be read, or is no input of this classifier.
         """
-        decode = read_second if self.sound else read_bytes
+        decode = read_second if self.sound else read_image
         try:
             x = Files([(path.name, 0)], path.parent, 1, decode, self.resize or nn.Identity())[0][0]
         except RequestError as failure:  # its remedy is for data sets
@@ -224,14 +224,6 @@ class Reader:
 
 def by(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
-
-
-def read_bytes(path: str) -> Image.Image:
-    """An image in colour, by torchvision's loader, which would cut pixels of more than 8 bits without a word."""
-    with Image.open(path) as image:
-        if image.mode.startswith(("I", "F")):
-            raise ValueError("its pixels have more than 8 bits")
-    return default_loader(path)
 
 
 def listed(files: Any, endings: tuple[str, ...]) -> list[Path]:
