@@ -107,14 +107,18 @@ class Compiled(nn.Module):
         self.shape = example.shape
         self.compiled = torch.compile(network, dynamic=False, fullgraph=True)
         self.eval()
-        # as an option of torch.compile, freezing comes too late to pack the weights and is two times slower
-        with torch._inductor.config.patch(freezing=True):
+        # as an option of torch.compile, freezing comes too late to pack the weights and is two times slower;
+        # asking the compiler for each kind of vector instructions takes two more processes that import torch
+        with torch._inductor.config.patch({"freezing": True, "cpp.vec_isa_ok": True}):
             self(example)
 
     @torch.inference_mode()
     def forward(self, x: Tensor) -> Tensor:
         if x.shape != self.shape:
-            raise RequestError(f"this network was compiled for blocks of {tuple(self.shape)}, not {tuple(x.shape)}")
+            raise RequestError(
+                f"this network was compiled for blocks of {tuple(self.shape)}, not {tuple(x.shape)}; use backend=fx for "
+                "images of several sizes"
+            )
         x = x.contiguous() if x.is_inference() else x.clone(memory_format=torch.contiguous_format)
         threads = torch.get_num_threads()
         if x.device.type == "cpu" and threads > 1:
