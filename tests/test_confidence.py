@@ -10,6 +10,7 @@ from scipy.optimize import brentq
 from scipy.stats import beta, binom, multinomial, norm
 
 from gsmooth_lightning.confidence import (
+    LEAST_ALPHA,
     betting_upper,
     clopper_pearson_lower,
     clopper_pearson_upper,
@@ -115,7 +116,16 @@ def test_clopper_pearson_mirror_and_interval():
     assert float(high) == pytest.approx(beta.ppf(0.975, 31, 60), rel=1e-9)
 
 
-@pytest.mark.parametrize("alpha", [0.0, -0.1, 0.5, 1.0, math.nan])
+@pytest.mark.parametrize("k, n", [(2, 10), (6, 10), (2, 1000), (5, 485180), (9990, 10_000)])
+def test_quantiles_hold_down_to_the_least_alpha(k, n):
+    """At p = lower(k), P_p(K >= k) <= alpha in 40 digits for alpha = 1e-50. At 1e-200, which is refused, SciPy's
+    quantile for two of ten is 1e50 times too large."""
+    with mpmath.workdps(40):
+        p = mpmath.mpf(float(clopper_pearson_lower(k, n, LEAST_ALPHA)))
+        assert mpmath.betainc(k, n - k + 1, 0, p, regularized=True) <= LEAST_ALPHA
+
+
+@pytest.mark.parametrize("alpha", [0.0, -0.1, 0.5, 1.0, math.nan, 1e-60, 1e-200])
 def test_alpha_out_of_range(alpha):
     for function in (clopper_pearson_lower, clopper_pearson_upper):
         with pytest.raises(RequestError, match="alpha"):

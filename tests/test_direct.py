@@ -9,7 +9,7 @@ from scipy.stats import laplace, norm
 from torch import nn
 
 from conftest import QUIET, records, run_task
-from gsmooth_lightning.certify import AdditiveCertifier
+from gsmooth_lightning.certify import ABSTAIN, AdditiveCertifier
 from gsmooth_lightning.errors import RequestError, UncertifiableError
 from gsmooth_lightning.plans import FixedN, GroupSequential
 from gsmooth_lightning.preprocess import LowPass, Preprocess
@@ -357,6 +357,18 @@ def test_parts_of_a_pixel_cost_whole_ones():
         assert certificate.guarantee == "sound"
         assert certificate.radius == pytest.approx(radius, rel=1e-6)
         assert certificate.radius < radius
+
+
+def test_cyclic_shifts_are_drawn_in_whole_pixels_however_wide_their_law():
+    """A classifier by the parity of a bright pixel's row: a wide law makes both classes alike. Shifts drawn in multiples
+    of 16 pixels leave the row of an image of 8 where it is, and a pixel's attack flips what they call certain."""
+    parity = Threshold(lambda x: (x.view(-1, 8, 8).sum(2).argmax(1) % 2).double(), 0.5)
+    classifier = SmoothedClassifier(parity, 2, CyclicTranslation(), law=Gaussian(1e9)).eval()
+    x = torch.zeros(1, 8, 8)
+    x[0, 0, 0] = 1
+    threat = TransformationThreat(CyclicTranslation(), -3, 3)
+    ((_, found),) = AdditiveCertifier(FixedN(n=1000)).certify(classifier, threat, [(0, x)])
+    assert (found.prediction, min(found.counts) > 400) == (ABSTAIN, True)
 
 
 @pytest.mark.parametrize(

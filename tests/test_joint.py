@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import brentq, minimize
 from scipy.stats import norm
 
-from gsmooth_lightning.certify import JointCertifier
+from gsmooth_lightning.certify import ABSTAIN, JointCertifier
 from gsmooth_lightning.certify.transfer import largest_radius, parameter_transfer
 from gsmooth_lightning.confidence import clopper_pearson_lower, clopper_pearson_upper
 from gsmooth_lightning.error import Bound, ImageBound
@@ -323,6 +323,15 @@ def test_abstains_or_certifies_the_prediction_alone():
     assert certified(0.9, 0.0, 0.45) == 0
     assert certified(0.9, math.inf, 0.0) == 0
     assert certified(0.9, 0.0, 0.0) == pytest.approx(SIGMA * norm.ppf(0.9), rel=1e-5)
+
+
+def test_a_file_that_l2_changes_pays_at_radius_zero_too():
+    """Radius 0 is the clean file unless threat.l2 changes it: then it takes Phi(z(pA) - E) - rho > 1/2 there as well."""
+    smoothed = SmoothedClassifier(HalfSpace(UNIT, X, 1.0), 2, Slide(UNIT), None, Gaussian(SIGMA), Gaussian(SIGMA_EPS))
+    for l2, pa, prediction in ((0.0, 0.9, 0), (0.5, 0.9, ABSTAIN), (0.5, 0.95, 0)):
+        threat = TransformationThreat(Slide(UNIT), -1, 1, l2=l2)
+        certifier = JointCertifier(Known(pa), Given(Bound(1.5, 0.01, 0.0, "sound")))
+        assert finish(certifier.procedure(smoothed, threat, X, Stream(0, 0))).prediction == prediction
 
 
 # ---------------------------------------------------------------- Theorem J': soft rho

@@ -25,11 +25,16 @@ EARLY = 0.02
 GUARD = 1e-11
 """Relative allowance for the rounding errors of SciPy's incomplete beta function, on the safe side."""
 
+LEAST_ALPHA = 1e-50
+"""Where SciPy's quantiles are right to GUARD: from 1e-79 down they are not, and bounds would fail more often."""
+
 
 def check_alpha(alpha: float) -> None:
-    """Raises RequestError unless alpha is a number between 0 and 1/2."""
+    """Raises RequestError unless alpha is a number between LEAST_ALPHA and 1/2."""
     if not isinstance(alpha, int | float) or not 0 < alpha < 0.5:
         raise RequestError(f"alpha must lie between 0 and 0.5, got {alpha}; 0.001 is usual")
+    if alpha < LEAST_ALPHA:
+        raise RequestError(f"alpha and its shares must be at least {LEAST_ALPHA:g}, got {alpha}; 0.001 is usual")
 
 
 def check_unit(values: np.ndarray, name: str) -> None:

@@ -29,7 +29,8 @@ FINER = 32
 """How much finer the noise grid is, at most, under an exact transformation, whose values lie between its points."""
 
 PARAMETER_STEPS = 2.0**30
-"""Steps of the grid of an exact transformation's parameters over the span of their law, or a little more."""
+"""Steps of the grid of an exact transformation's parameters over the span of their law, or more: the grid holds the
+whole numbers, by which a cyclic translation moves."""
 
 
 class SmoothedClassifier(nn.Module):
@@ -85,7 +86,7 @@ class SmoothedClassifier(nn.Module):
         self.parameter_step = 0.0  # of the grid of an exact transformation's parameters, a power of two
         if law is not None and is_exact(self.transform):
             low, high = law.span
-            self.parameter_step = 2.0 ** math.floor(math.log2((high - low) / PARAMETER_STEPS))
+            self.parameter_step = min(1.0, 2.0 ** math.floor(math.log2((high - low) / PARAMETER_STEPS)))
         farthest = max(map(abs, noise.span)) if noise is not None else 0.0
         if (farthest + 2) * levels > 2**24:
             raise RequestError(

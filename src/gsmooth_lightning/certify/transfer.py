@@ -49,7 +49,7 @@ def parameter_transfer(
 ) -> Transfer:
     """T of random parameters under an attack on them, with a defect of at most E, in units of the pixel noise, but for
     a mass rho of the parameters: `law_transfer` less rho. E is bound.value, or what the bound's curve says of attacks
-    up to that radius. At radius 0 the file is the clean one."""
+    up to that radius. At radius 0 the file is the clean one, if threat.l2 does not change it."""
     curve = bound.curve or ((0.0, bound.value),)
 
     @cache  # a search for a pA asks for one radius many times
@@ -59,7 +59,7 @@ def parameter_transfer(
 
     def transfer(p: ArrayLike, radius: float) -> np.ndarray:
         p = _sampled(p, slack)
-        return p if radius == 0 else np.maximum(left(radius)(p) - bound.rho, 0.0)
+        return p if radius == 0 and not threat.l2 else np.maximum(left(radius)(p) - bound.rho, 0.0)
 
     return transfer
 
