@@ -1,5 +1,7 @@
 """`gsmooth bound` and what its stores say: tables, resume, bounds for a wider range, and stores it does not fit."""
 
+import sys
+
 import pytest
 
 from conftest import QUIET, SMALL, one_sentence, records, run_main, run_task, timeless
@@ -41,6 +43,35 @@ def test_several_sigmas_keep_their_units(here):
     ended = run_main("bound", *PLAIN, "error=base", "noise=none", "images.first=2", "store=none")
     assert (ended.code, ended.error) == (0, None), ended.err
     assert rows(here / "none")["largest defect seen"] == "none measured"
+
+
+OWN = """
+import torch
+
+class Darker(torch.nn.Module):
+    lipschitz, linear = 1.0, True
+
+    def forward(self, x):
+        return x * {share}
+"""
+
+
+def test_a_changed_step_of_ones_own_is_another_one(checkpoint, here, monkeypatch):
+    """E of a filter that leaves a quarter is no bound for one that leaves all, and a store is not gone on with."""
+    monkeypatch.syspath_prepend(str(here))
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    options = (*SMALL, "preprocess=none", "+preprocess.steps=[{_target_:darker_for_a_test.Darker}]", "images.first=1")
+    certify = ("certify", *options, f"checkpoint={checkpoint}", "store=run")
+    for share in (0.25, 1.0):
+        (here / "darker_for_a_test.py").write_text(OWN.format(share=share))
+        sys.modules.pop("darker_for_a_test", None)
+        if share < 1:
+            run_task(*certify)
+            run_task("bound", *options, "store=made")
+        else:
+            one_sentence(run_main(*certify), "own code differs")
+            one_sentence(run_main(*certify[:-1], "bounds=made", "store=new"), "darker_for_a_test", "bound")
+    sys.modules.pop("darker_for_a_test")
 
 
 LOUDER = ("threat=volume", "transform=volume", "threat.saved=16bit", "law.sigma=3", "preprocess=none", "data.size=8")

@@ -48,6 +48,9 @@ def stored_bound(folder: Path, error: ErrorBound, run: Run) -> ErrorBound:
     if read_identity(folder)["command"] != "bound":
         raise RequestError(f"{folder} holds no bounds; name a folder written by `gsmooth bound`")
     check_identity(folder, run.identity, (*SHARED, "calibration" if isinstance(error, CalibratedBound) else "images"))
+    mine, own = run.identity.get("own code", {}), read_identity(folder).get("own code", {})
+    if changed := [module for module, made in own.items() if mine.get(module) != made]:
+        raise RequestError(f"the bounds in {folder} were made with another {', '.join(changed)}; bound the error again")
     made = cast(DictConfig, OmegaConf.load(folder / "config.yaml"))
     smoothed, threat = smoothed_classifier(made, nn.Identity()), instantiate(made.threat)
     conditions, records = Conditions(smoothed, threat), read(folder)

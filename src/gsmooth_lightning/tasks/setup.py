@@ -267,10 +267,10 @@ LIBRARIES = ("gsmooth_lightning", "torch", "torchvision", "torchaudio", "timm")
 """Packages whose versions or names a run's identity holds."""
 
 
-def own_code(threat: Threat, network: nn.Module) -> dict[str, dict[str, str]]:
-    """Hashes of the user's own Python files that decide results: of functions that are certified, of networks and of
-    black boxes."""
-    parts = list(network.modules())
+def own_code(threat: Threat, classifier: nn.Module) -> dict[str, dict[str, str]]:
+    """Hashes of the user's own Python files that decide results: of functions that are certified, of networks, of
+    black boxes, and of all other parts of the smoothed classifier, such as steps of preprocessing."""
+    parts = list(classifier.modules())
     if isinstance(threat, TransformationThreat):
         parts += threat.transform.modules()
     used: list[Any] = [type(part) for part in parts]
@@ -335,7 +335,7 @@ def voting(
         **identity_of(cfg, CLASSIFIER),
         **weights(cfg),
         **machine(cfg, x.device),
-        **own_code(threat, network),
+        **own_code(threat, smoothed),
     }
     kind = "" if dtype == torch.float32 else f" {cfg.dtype}"
     for backend in BACKENDS[1:] if cfg.backend == "auto" else (cfg.backend,):
@@ -400,7 +400,7 @@ def prepare(
             "checkpoint": None,
             **machine(cfg, device),
             "backend": None,
-            **own_code(threat, network),
+            **own_code(threat, smoothed),
         }
     identity = own | rest
     return Run(cfg, run_folder(cfg, command, identity), identity, smoothed, threat, data, trainer)
