@@ -490,6 +490,38 @@ def test_batch_statistics_behind_labels_are_refused():
         certify_with(Labels(network(nn.BatchNorm2d(1, track_running_stats=False))).eval())
 
 
+class Brighter(nn.Module):
+    """Whether an image's mean exceeds 1/2, as a truth value."""
+
+    def forward(self, x):
+        return x.flatten(1).mean(1) > 0.5
+
+
+class Masked(nn.Module):
+    """Class 2 is masked by a huge negative logit; `centred` takes the batch's mean from each image."""
+
+    def __init__(self, centred):
+        super().__init__()
+        self.centred = centred
+
+    def forward(self, x):
+        mean = x.flatten(1).mean(1)
+        lead = mean - mean.mean() if self.centred else mean - 0.5
+        return torch.stack([lead, -lead, torch.full_like(lead, -1e9)], 1)
+
+
+def test_a_masked_class_does_not_hide_batch_statistics():
+    with pytest.raises(RequestError, match="rest of its batch"):
+        certify_with(Masked(True).eval())
+    assert certify_with(Masked(False).eval())
+
+
+def test_labels_that_are_true_or_false_are_classes():
+    (_, found) = certify_with(Labels(Masked(False)).eval())[0]
+    (_, binary) = certify_with(Brighter().eval())[0]
+    assert (binary.counts[0], binary.counts[1]) == (found.counts[1], found.counts[0])
+
+
 def test_randomness_in_the_network_is_refused():
     with pytest.raises(RequestError, match="chance"):
         certify_with(network(AlwaysDropout()).eval())

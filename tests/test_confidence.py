@@ -116,7 +116,7 @@ def test_clopper_pearson_mirror_and_interval():
     assert float(high) == pytest.approx(beta.ppf(0.975, 31, 60), rel=1e-9)
 
 
-@pytest.mark.parametrize("k, n", [(2, 10), (6, 10), (2, 1000), (5, 485180), (9990, 10_000)])
+@pytest.mark.parametrize(("k", "n"), [(2, 10), (6, 10), (2, 1000), (5, 485180), (9990, 10_000)])
 def test_quantiles_hold_down_to_the_least_alpha(k, n):
     """At p = lower(k), P_p(K >= k) <= alpha in 40 digits for alpha = 1e-50. At 1e-200, which is refused, SciPy's
     quantile for two of ten is 1e50 times too large."""

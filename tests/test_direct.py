@@ -360,8 +360,8 @@ def test_parts_of_a_pixel_cost_whole_ones():
 
 
 def test_cyclic_shifts_are_drawn_in_whole_pixels_however_wide_their_law():
-    """A classifier by the parity of a bright pixel's row: a wide law makes both classes alike. Shifts drawn in multiples
-    of 16 pixels leave the row of an image of 8 where it is, and a pixel's attack flips what they call certain."""
+    """A classifier by the parity of a bright pixel's row: a wide law makes both classes alike. Drawn in multiples of 16
+    pixels, shifts leave the row of an image of 8 where it is, and an attack by one pixel flips what is certain then."""
     parity = Threshold(lambda x: (x.view(-1, 8, 8).sum(2).argmax(1) % 2).double(), 0.5)
     classifier = SmoothedClassifier(parity, 2, CyclicTranslation(), law=Gaussian(1e9)).eval()
     x = torch.zeros(1, 8, 8)

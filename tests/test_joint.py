@@ -326,7 +326,7 @@ def test_abstains_or_certifies_the_prediction_alone():
 
 
 def test_a_file_that_l2_changes_pays_at_radius_zero_too():
-    """Radius 0 is the clean file unless threat.l2 changes it: then it takes Phi(z(pA) - E) - rho > 1/2 there as well."""
+    """Radius 0 is the clean file unless threat.l2 changes it: then it takes Phi(z(pA) - E) - rho > 1/2 there too."""
     smoothed = SmoothedClassifier(HalfSpace(UNIT, X, 1.0), 2, Slide(UNIT), None, Gaussian(SIGMA), Gaussian(SIGMA_EPS))
     for l2, pa, prediction in ((0.0, 0.9, 0), (0.5, 0.9, ABSTAIN), (0.5, 0.95, 0)):
         threat = TransformationThreat(Slide(UNIT), -1, 1, l2=l2)

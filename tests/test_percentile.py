@@ -18,10 +18,10 @@ from gsmooth_lightning.error import Bound
 from gsmooth_lightning.errors import RequestError, UncertifiableError
 from gsmooth_lightning.plans import FixedN, GroupSequential
 from gsmooth_lightning.smoothed import SmoothedClassifier
-from gsmooth_lightning.smoothing import FoldedNormal, Gaussian, Laplace, Uniform
+from gsmooth_lightning.smoothing import Exponential, FoldedNormal, Gaussian, Laplace, Uniform
 from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.threat import PixelThreat, TransformationThreat
-from gsmooth_lightning.transform import Brightness
+from gsmooth_lightning.transform import Brightness, GaussianBlur
 from plans import finish
 
 SIGMA = 0.25
@@ -352,6 +352,14 @@ def test_too_few_draws_are_refused_with_the_number_that_works():
     assert needed == pytest.approx(math.log(5e-4) / math.log(norm.cdf(0.6 / SIGMA)), abs=2)
     found = interval_of(smoothed, x, 0.6, n=needed)
     assert -math.inf < found.low < found.high < math.inf
+
+
+def test_a_radius_far_out_of_an_exponential_laws_reach_is_refused():
+    """e^(rate * radius) is beyond floats, and T(1) is still 1."""
+    smoothed = SmoothedClassifier(nn.Flatten(), 2, GaussianBlur(), law=Exponential(100.0), noise=Gaussian(0.1))
+    threat = TransformationThreat(GaussianBlur(), 0, 36, saved="real")
+    with pytest.raises(UncertifiableError, match=r"lower certify\.radius"):
+        PercentileCertifier(AdditiveCertifier(FixedN(n=1000)), 30.0).check(smoothed, threat)
 
 
 def test_a_radius_out_of_the_laws_reach_is_refused():

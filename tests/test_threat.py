@@ -108,6 +108,7 @@ def test_errors_of_files_hold_for_every_attack():
         ({"low": 5, "high": 30}, "contain 0"),
         ({"low": 0, "high": 0}, "contain 0"),
         ({"low": -1, "high": 1, "step": 0}, "step"),
+        ({"low": -1, "high": 1, "step": float("inf")}, "step"),
         ({"low": -1, "high": 1, "saved": "jpeg"}, "8bit"),
         ({"low": -1, "high": 1, "size": 0}, "size"),
     ],

@@ -162,8 +162,8 @@ class TransformationThreat(Threat):
         for a, b in zip(self.lows, self.highs, strict=True):
             if not -math.inf < a <= 0 <= b < math.inf or self.lows == self.highs:
                 raise RequestError(f"the threat's range must be finite and contain 0 and more, got {low} to {high}")
-        if step is not None and not step > 0:
-            raise RequestError(f"threat.step must be positive or null, got {step}")
+        if step is not None and not 0 < step < math.inf:
+            raise RequestError(f"threat.step must be positive and finite, or null, got {step}")
         self.transform, self.step, self.l2 = transform, step, float(l2)
         self.alike = len(set(transform.units)) == 1
         self.unit = transform.units[0] if self.alike else "share of the range"

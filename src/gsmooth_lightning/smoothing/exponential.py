@@ -5,6 +5,7 @@ import math
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from scipy.special import xlog1py
 from torch import Tensor
 
 from gsmooth_lightning.smoothing.base import Law, positive, rows
@@ -54,7 +55,7 @@ class Exponential(Law):
 
     def transfer(self, p: ArrayLike, size: ArrayLike):
         """(1 - (1 - p) e^size)_+."""
-        return np.maximum(1 - (1 - np.asarray(p)) * np.exp(size), 0.0)
+        return -np.expm1(np.minimum(xlog1py(1.0, -np.asarray(p)) + size, 0.0))  # no overflow, and 1 at p = 1
 
     def radius(self, pa: ArrayLike, pb: ArrayLike):
         """-ln(1 - pA + pB), 0 where pA <= pB; inf at pA = 1, pB = 0."""
