@@ -8,6 +8,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
+from conftest import SMALL, run_main, run_task
 from gsmooth_lightning.attack import worst_of_k
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.report.curves import certified_accuracy, survivors
@@ -207,3 +208,18 @@ def test_runs_with_radii_in_different_units_have_a_panel_each():
     assert line.get_label() == "noise (4 images)"
     assert np.interp(0.4, *line.get_data()) == 0.25
     assert len(comparison_figure({"turned": RECORDS, "again": RECORDS[:2]}).axes) == 1
+
+
+def test_a_received_file_is_not_what_is_attacked(checkpoint, here):
+    """Its certificate is about the image it was made of: the table says so, and an attack on it contradicts none."""
+    options = [o for o in SMALL if not o.startswith(("error.", "images."))]
+    error = ("error=inverse", "error.draws=32", "error.choose=16", "error.pieces=8", "error.splits=1")
+    given = (f"checkpoint={checkpoint}", "images.first=1")
+    run_task("certify", *options, *error, "certify=received", *given, "store=received")
+    run_task("attack", *options, "attack.k=4", *given, "store=attacked")
+    ended = run_main("report", "stores=[received,attacked]", "out=both")
+    assert (ended.code, ended.error) == (0, None), ended.err
+    shown = (here / "both" / "report.md").read_text()
+    assert "the clean image that an attack within the radius made it of" in shown
+    assert "attacked accuracy, smoothed" in shown
+    assert "contradicted" not in shown

@@ -10,11 +10,11 @@ from scipy import stats
 from scipy.stats import binom, multinomial, norm
 from torch import nn
 
-from gsmooth_lightning.certify import AdditiveCertifier
+from gsmooth_lightning.certify import AdditiveCertifier, ReceivedCertifier
 from gsmooth_lightning.certify.additive import GRID
 from gsmooth_lightning.certify.base import TransferCertifier
 from gsmooth_lightning.certify.percentile import CertifiedInterval, PercentileCertifier, lower_order_statistic
-from gsmooth_lightning.error import Bound
+from gsmooth_lightning.error import Bound, InverseBound
 from gsmooth_lightning.errors import RequestError, UncertifiableError
 from gsmooth_lightning.plans import FixedN, GroupSequential
 from gsmooth_lightning.smoothed import SmoothedClassifier
@@ -385,6 +385,12 @@ def test_radius_is_refused(radius):
 def test_sequential_plans_are_refused():
     with pytest.raises(RequestError, match="sampling=fixed"):
         PercentileCertifier(AdditiveCertifier(GroupSequential([0.1])), 0.1)
+
+
+def test_received_files_are_refused():
+    """Their theorem is about the clean image that an attack made them of, not about attacks on them."""
+    with pytest.raises(RequestError, match="use the direct or the joint theorem"):
+        PercentileCertifier(ReceivedCertifier(FixedN(), InverseBound()), 5.0)
 
 
 def test_levels_of_order_statistics_are_checked():

@@ -85,7 +85,7 @@ class PercentileCertifier(Certifier):
         radius: attack radius in the threat's unit, at least 0; cut at the threat's range.
 
     Raises:
-        RequestError: a negative radius, another plan, or a theorem about votes of its own (nested).
+        RequestError: a negative radius, another plan, or a theorem about votes of its own (nested) or received files.
     """
 
     def __init__(self, theorem: TransferCertifier, radius: float):
@@ -93,7 +93,7 @@ class PercentileCertifier(Certifier):
             raise RequestError(f"certify.radius must be a finite number, at least 0, got {radius!r}")
         if not isinstance(theorem.plan, FixedN):
             raise RequestError("order statistics need a number of draws fixed before the first; use sampling=fixed")
-        if type(theorem).sampler is not TransferCertifier.sampler:
+        if type(theorem).sampler is not TransferCertifier.sampler or getattr(theorem, "reverse", False):
             raise RequestError("order statistics are of the network's own outputs; use the direct or the joint theorem")
         self.theorem, self.radius = theorem, float(radius)
         self.n, self.alpha = theorem.plan.n, theorem.plan.alpha

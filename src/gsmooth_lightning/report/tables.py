@@ -36,6 +36,11 @@ BLACK_BOX = (
     "the same when it is deployed"
 )
 
+RECEIVED = (
+    "the prediction at a received file is that of the clean image that an attack within the radius made it of; attacks "
+    "on the file itself are not covered"
+)
+
 ELLIPSOID = "any change within the ellipsoid of the noise whose half axes have the radius as their geometric mean"
 
 INTERVALS = "95 % over images"

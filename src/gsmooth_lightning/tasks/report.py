@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from gsmooth_lightning.certify import NestedCertifier
+from gsmooth_lightning.certify import NestedCertifier, ReceivedCertifier
 from gsmooth_lightning.certify.rebound import check_reboundable, rebound
 from gsmooth_lightning.certify.store import Record, check_identity, read, read_identity
 from gsmooth_lightning.certify.topk import check_top_k
@@ -26,6 +26,7 @@ from gsmooth_lightning.report.curves import by_area, for_label
 from gsmooth_lightning.report.figures import area_figure, comparison_figure, report_figure
 from gsmooth_lightning.report.logs import as_log, read_log
 from gsmooth_lightning.report.tables import (
+    RECEIVED,
     attack_rows,
     bound_rows,
     by_run,
@@ -228,12 +229,15 @@ def rows(sources: Mapping[str, Source], radii: Mapping[str, Sequence[float]]) ->
         attack += f", {name}" if attacks[attack] > 1 else ""
         if source.kind == "certify":
             columns[name], certified = certificate_rows(records, threat, images, data, radii[name]), name
+            if isinstance(instantiate(source.settings.certify), ReceivedCertifier):
+                columns[name]["certified is"] = RECEIVED
         elif source.kind == "bound":
             columns[name] = error_rows(source, images, data)
         elif certified is not None:
             check_identity(source.path, sources[certified].identity, JOINED)
-            nested = isinstance(instantiate(sources[certified].settings.certify), NestedCertifier)
-            certificates = [] if nested else sources[certified].records  # of another classifier than was attacked
+            theorem = instantiate(sources[certified].settings.certify)
+            other = isinstance(theorem, NestedCertifier | ReceivedCertifier)  # of another classifier, or other images
+            certificates = [] if other else sources[certified].records
             columns[certified] |= attack_rows(records, certificates, attack, tried(source))
         else:
             columns[name] = {
