@@ -9,6 +9,7 @@ from torch import nn
 
 from gsmooth_lightning.certify import ABSTAIN, EnumerationCertifier
 from gsmooth_lightning.errors import RequestError, UncertifiableError
+from gsmooth_lightning.model.fused import InDtype
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Gaussian, Uniform
 from gsmooth_lightning.stream import Stream
@@ -137,6 +138,9 @@ def test_what_is_not_enumerated_is_refused():
         smoothed = SmoothedClassifier(Where(table), 3, **arguments).eval()
         with pytest.raises(UncertifiableError, match=words):
             EnumerationCertifier().check(smoothed, attack)
+    half = InDtype(nn.Linear(2, 3), torch.bfloat16)
+    with pytest.raises(UncertifiableError, match="dtype=float32"):
+        EnumerationCertifier().check(SmoothedClassifier(half, 3, CyclicTranslation(), law=law).eval(), threat)
 
 
 def test_waveforms_are_refused_before_any_work():

@@ -30,7 +30,7 @@ from gsmooth_lightning.report.html import (
     picture,
     votes,
 )
-from gsmooth_lightning.report.tables import BLACK_BOX, MEANING
+from gsmooth_lightning.report.tables import BLACK_BOX, MEANING, RECEIVED
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Gaussian
 from gsmooth_lightning.threat import PixelThreat, TransformationThreat
@@ -191,6 +191,12 @@ def test_the_claim_is_that_of_the_readme(content):
     expected = "alpha holds for each image; a table over m images expects at most m alpha false certificates"
     assert expected in readme
     assert expected in content.words
+
+
+def test_a_received_files_certificate_says_whose_it_is(content):
+    settings = SETTINGS | {"certify": {"_target_": "gsmooth_lightning.certify.ReceivedCertifier"}}
+    assert [RECEIVED] in [row[1:] for table in Content(page(audited(settings=settings))).tables for row in table]
+    assert not any(RECEIVED in row for table in content.tables for row in table)
 
 
 def test_the_classifier_in_words(content):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gsmooth_lightning.errors import RequestError
+from gsmooth_lightning.errors import RequestError, check_whole
 from gsmooth_lightning.rounds import Job
 from gsmooth_lightning.smoothing import Gaussian, Law
 from gsmooth_lightning.stream import Source, Stream, TrainingSource, sampling_slack
@@ -74,6 +74,7 @@ class SmoothedClassifier(nn.Module):
             raise RequestError(f"block must be at least 2 draws, got {block}")
         if classes < 2:
             raise RequestError(f"classes must be at least 2, got {classes}")
+        check_whole("SmoothedClassifier", levels=(levels, 1))
         if votes not in ("hard", "soft"):
             raise RequestError(f'votes must be "hard" or "soft", got {votes!r}')
         self.base, self.classes, self.block, self.levels, self.votes = base, classes, block, levels, votes

@@ -48,6 +48,8 @@ class EnumerationCertifier(Certifier):
             raise UncertifiableError("changes by threat.l2 beside cyclic translations are not covered; set threat.l2=0")
         if smoothed.votes != "hard":
             raise UncertifiableError("shifts are enumerated for hard votes; use votes=hard")
+        if any(p.dtype in (torch.float16, torch.bfloat16) for p in smoothed.base.parameters()):
+            raise UncertifiableError("near ties are told apart in single precision alone; use dtype=float32")
         if not isinstance(smoothed.law, Uniform) or smoothed.noise is not None:
             raise UncertifiableError("shifts are enumerated for a uniform law alone; use law=uniform with noise=none")
 

@@ -59,7 +59,8 @@ class PerInputCertifier(Certifier):
     A sigma that depends on the input certifies nothing by itself: the attacked input would choose another. So this
     classifier remembers the regions that it certified. An input inside one gets that region's prediction, and the part
     of the region around it; a new region is shrunk until it meets none of another prediction. Certificates hold for
-    inputs that come later, in this order: `order-dependent`. One input at a time.
+    inputs that come later, in this order: `order-dependent`. One input at a time. A certifier is the memory of one
+    classifier: make another for another.
 
     Args:
         plan: how many draws; sampling=fixed.

@@ -116,8 +116,8 @@ class Compiled(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape != self.shape:
             raise RequestError(
-                f"this network was compiled for blocks of {tuple(self.shape)}, not {tuple(x.shape)}; use backend=fx for "
-                "images of several sizes"
+                f"this network was compiled for blocks of {tuple(self.shape)}, not {tuple(x.shape)}; use backend=fx "
+                "for images of several sizes"
             )
         x = x.contiguous() if x.is_inference() else x.clone(memory_format=torch.contiguous_format)
         threads = torch.get_num_threads()

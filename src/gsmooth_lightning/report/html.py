@@ -20,6 +20,7 @@ from gsmooth_lightning.report.figures import comparison_figure
 from gsmooth_lightning.report.tables import (
     BLACK_BOX,
     MEANING,
+    RECEIVED,
     accuracy_rows,
     certificate_rows,
     default_radii,
@@ -181,6 +182,7 @@ def audit_page(audit: Audit, image: Callable[[int], Tensor]) -> str:
         audit=audit,
         parts=parts(audit.settings, audit.smoothed),
         guarantees=[{"name": g, "means": MEANING[g], "not": LIMITS[g]} for g in guarantees],
+        received=RECEIVED if audit.settings["certify"]["_target_"].endswith(".ReceivedCertifier") else None,
         black_box=BLACK_BOX if any("base" in r["details"] for r in records) else None,
         rests_on=sorted({r["details"]["rests_on"] for r in records if "rests_on" in r["details"]}),
         covered=min((r["details"]["q_E"] for r in records if "q_E" in r["details"]), default=None),

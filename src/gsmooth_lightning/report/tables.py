@@ -31,14 +31,14 @@ MEANING = {
     "heuristic": "a hypothesis of the theorem was not proved: no proof against an attacker who finds where it fails",
 }
 
-BLACK_BOX = (
-    "a black box, asked for labels alone; the certificate is for the function that was asked, which must answer "
-    "the same when it is deployed"
-)
-
 RECEIVED = (
     "the prediction at a received file is that of the clean image that an attack within the radius made it of; attacks "
     "on the file itself are not covered"
+)
+
+BLACK_BOX = (
+    "a black box, asked for labels alone; the certificate is for the function that was asked, which must answer "
+    "the same when it is deployed"
 )
 
 ELLIPSOID = "any change within the ellipsoid of the noise whose half axes have the radius as their geometric mean"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -229,14 +229,14 @@ def rows(sources: Mapping[str, Source], radii: Mapping[str, Sequence[float]]) ->
         attack += f", {name}" if attacks[attack] > 1 else ""
         if source.kind == "certify":
             columns[name], certified = certificate_rows(records, threat, images, data, radii[name]), name
-            if isinstance(instantiate(source.settings.certify), ReceivedCertifier):
+            if issubclass(get_class(source.settings.certify._target_), ReceivedCertifier):
                 columns[name]["certified is"] = RECEIVED
         elif source.kind == "bound":
             columns[name] = error_rows(source, images, data)
         elif certified is not None:
             check_identity(source.path, sources[certified].identity, JOINED)
-            theorem = instantiate(sources[certified].settings.certify)
-            other = isinstance(theorem, NestedCertifier | ReceivedCertifier)  # of another classifier, or other images
+            theorem = get_class(sources[certified].settings.certify._target_)
+            other = issubclass(theorem, NestedCertifier | ReceivedCertifier)  # of another classifier, or other images
             certificates = [] if other else sources[certified].records
             columns[certified] |= attack_rows(records, certificates, attack, tried(source))
         else:
