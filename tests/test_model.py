@@ -394,3 +394,18 @@ def test_a_standardizing_network_does_not_see_brightness_and_contrast():
     network = SmallCNN(standardize=True).eval()
     x = torch.rand(3, 1, 28, 28)
     torch.testing.assert_close(network(0.3 * (x + 2)), network(x), atol=1e-3, rtol=0)
+
+
+def test_float32_is_all_of_float32():
+    """Else convolutions on a GPU put a network 1e-3 from its optimised copy; and a user, or a container that sets
+    TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, rounds matrix products of which error bounds take all 24 bits."""
+    network, x = SmallCNN(widths=(4,), hidden=8).eval(), torch.rand(4, 1, 28, 28)
+    torch.set_float32_matmul_precision("medium")
+    torch.backends.cudnn.allow_tf32 = True
+    smoothed = SmoothedClassifier(network, 10, noise=Gaussian(0.5), block=4)
+    with pytest.raises(RequestError, match='set_float32_matmul_precision\\("highest"\\)'):
+        smoothed.check_function(x[0])
+    fused(network, x, "plain")
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.backends.cudnn.allow_tf32
+    smoothed.check_function(x[0])

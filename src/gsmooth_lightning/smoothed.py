@@ -285,11 +285,17 @@ class SmoothedClassifier(nn.Module):
 
     @torch.inference_mode()
     def check_function(self, x: Tensor) -> None:
-        """Refuses preprocessing or a base network that is not a function of its one input, or not deterministic.
+        """Refuses preprocessing or a base network that is not a function of its one input, or not deterministic; and
+        float32 of fewer bits than its own.
 
         A row's label must not depend on the other rows of its block (batch statistics do), nor on its place among them,
         nor on the call (dropout does): theory.md section 1.
         """
+        if torch.get_float32_matmul_precision() != "highest":
+            raise RequestError(
+                "products of float32 are rounded to fewer bits here than error bounds count on; call "
+                'torch.set_float32_matmul_precision("highest")'
+            )
         for module in self.base.modules():
             if module.training:
                 raise RequestError("the network is in training mode; call .eval() first")

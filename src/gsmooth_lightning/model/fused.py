@@ -23,7 +23,7 @@ def fused(
     """(the network optimised for blocks shaped like `example`, the backend used).
 
     In another `dtype` than float32 it is another network, which rounds its inputs and weights: certificates are then
-    of that one.
+    of that one. float32 is all of float32 from here on (see `full_float32`).
 
     "compile": torch.compile with frozen weights; needs a C++ compiler (g++) on the CPU. "fx": convolutions with batch
     normalisation folded in, channels-last. "plain": the network itself. "auto": the first of these that works, with a
@@ -43,6 +43,7 @@ def fused(
             return network, "plain"
         denoiser, used = fused(network[0], example, backend, dtype)
         return nn.Sequential(denoiser, network[1]).eval(), used
+    full_float32()
     network = copy.deepcopy(network).eval().requires_grad_(False)
     if dtype != torch.float32:
         network = InDtype(network, dtype)
@@ -64,6 +65,16 @@ def fused(
             raise RequestError(f"backend {choice!r} changes logits by {difference:.1e}; use backend=plain")
         return fast, choice
     return network, "plain"
+
+
+def full_float32() -> None:
+    """In this process, matrix products and convolutions in float32 take all 24 bits of their factors from here on.
+
+    On a GPU torch's convolutions else take 11 (TF32), which moves an optimised network's logits by more than TOLERANCE;
+    and matrix products may, where the user or a container asks for it, which error bounds do not allow for.
+    """
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def check_runs(network: nn.Module, example: Tensor) -> None:
@@ -121,7 +132,7 @@ class Compiled(nn.Module):
             )
         x = x.contiguous() if x.is_inference() else x.clone(memory_format=torch.contiguous_format)
         threads = torch.get_num_threads()
-        if x.device.type == "cpu" and threads > 1:
+        if threads > 1:  # on a GPU too: Lightning's launcher of several processes changes them
             torch.set_num_threads(1)
         try:
             return self.compiled(x)

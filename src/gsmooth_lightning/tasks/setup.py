@@ -27,7 +27,7 @@ from gsmooth_lightning.data.base import describe_subset
 from gsmooth_lightning.errors import RequestError, UncertifiableError
 from gsmooth_lightning.lit import ImageDataModule
 from gsmooth_lightning.model import BlackBox, file_hash, fused, load_weights
-from gsmooth_lightning.model.fused import BACKENDS
+from gsmooth_lightning.model.fused import BACKENDS, full_float32
 from gsmooth_lightning.smoothed import LEVELS, SAMPLE_LEVELS, SmoothedClassifier
 from gsmooth_lightning.smoothing import Latent, Law, learned_noise
 from gsmooth_lightning.tasks.run import Run
@@ -368,6 +368,7 @@ def prepare(
     to_sample: draws are taken even if the run is finished.
     """
     check_numbers(cfg)
+    full_float32()
     threat: Threat = instantiate(cfg.threat)
     network: nn.Module = trained_network(cfg, command) if with_network else nn.Identity()
     data = data_module(cfg)
