@@ -102,6 +102,8 @@ def workers(device: torch.device) -> Iterator[Run]:
                     todo.extend(failed)
                     if not on_cpu:
                         torch.cuda.empty_cache()
+            if not on_cpu:
+                torch.cuda.synchronize(device)  # the one of a round: its seconds are those of the device
             return results
         finally:
             if on_cpu:
