@@ -51,7 +51,7 @@ class Latent(Law):
             spread = law.sigma.flatten().expand(self.dim)
         else:  # an estimate will do: any split is a bound
             spread = law.sample(Stream(0, 0).at("select", 0), 4096, (1,)).std(0)
-        self.register_buffer("spread", spread.clone(), persistent=False)
+        self.register_buffer("spread", spread.clone().to(directions.device), persistent=False)
 
     @property
     def span(self) -> tuple[float, float]:

@@ -52,7 +52,8 @@ class Scales(nn.Module):
             sigma = torch.cat([part.mean(axis, keepdim=True) for part in parts], axis)
         self.sides = sides
         self.log_sigma = nn.Parameter(sigma)
-        self.factors = nn.Parameter(start * torch.randn(rank, *self.shape) * initial.sigma.float()) if rank else None
+        factors = start * torch.randn(rank, *self.shape, device=sigma.device) * initial.sigma.float()
+        self.factors = nn.Parameter(factors) if rank else None
 
     def sigma(self) -> Tensor:
         """s, of the shape of the noise."""
