@@ -162,7 +162,8 @@ class NestedCertifier(InterpolatedCertifier):
         spend: Callable[[int], None],
     ) -> Sampler:
         assert self.error is not None
-        layers = self.layers(bound, partition_masks(self.error.partition, smoothed.encoded_shape(x)), slack)
+        masks = partition_masks(self.error.partition, smoothed.encoded_shape(x)).to(x.device)
+        layers = self.layers(bound, masks, slack)
 
         def sample(stage: str, first: int, last: int) -> Generator[Any, Any, Counts]:
             @torch.inference_mode()
@@ -235,7 +236,6 @@ def _decide(
     """The class that withstands the defect of the first layer's part around y, or `classes` for none."""
     layer, noise, size = layers[0], smoothed.noise, smoothed.block
     assert noise is not None
-    mask = layer.mask.to(y.device)
     if layer.plan.ceiling <= layer.threshold:  # no votes could show it
         return smoothed.classes
 
@@ -243,7 +243,7 @@ def _decide(
         @torch.inference_mode()
         def noisy(block: int) -> Tensor:
             eps = noise.sample(stream.at(stage, block, y.device), size, tuple(y.shape))
-            return (eps.mul_(smoothed.levels).round_() * mask).to(y.dtype).add_(y)  # exact: whole and below 2^24
+            return (eps.mul_(smoothed.levels).round_() * layer.mask).to(y.dtype).add_(y)  # exact: whole and below 2^24
 
         return _votes(smoothed, noisy, layers[1:], stream, stage, first, last, spend)
 

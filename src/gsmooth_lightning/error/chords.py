@@ -177,7 +177,7 @@ class _Search:
         self.used = used.any(0)
         if self.levels:  # the file rounds each pixel by half a step, and a tie by what float32 makes of it
             (rounded,) = yield [self._rounded]
-            most = torch.minimum(self.stretch * rounded, torch.tensor(self.warp.gain * self._pixels() ** 0.5))
+            most = (self.stretch * rounded).clamp_max(self.warp.gain * math.sqrt(self._pixels()))
             rest = rest + most * (0.5 / self.levels + 2.0**-22)
         step = torch.ones_like(self.masks[:1]) / self.smoothed.levels
         grid = torch.cat([self.noise.gauge(step * mask) for mask in self.masks])

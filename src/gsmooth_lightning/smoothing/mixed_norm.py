@@ -91,9 +91,10 @@ class _Radial(Law):
 
     def _shrink(self, source: Source | TrainingSource, n: int) -> Tensor:
         """S_1 ... S_m, (n,), from powers of uniforms: its power e is Beta((D - k) / e, k / e), a product of Betas."""
-        roots = range(self.dim - self.k, self.dim + 1 - self.power, self.power)
-        draws = source.uniform(n, len(roots))
-        return draws.pow_(1 / torch.tensor(list(roots), dtype=draws.dtype, device=draws.device)).prod(1)
+        count = len(range(self.dim - self.k, self.dim + 1 - self.power, self.power))
+        draws = source.uniform(n, count)
+        steps = torch.arange(count, dtype=draws.dtype, device=draws.device)
+        return draws.pow_(1 / (self.dim - self.k + self.power * steps)).prod(1)
 
     def log_density(self, z: Tensor) -> Tensor:
         z = rows(z)
