@@ -5,13 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.accelerators import MPSAccelerator
 from torch import nn
 
-from conftest import SMALL, one_sentence, records, run_main, run_task
+from conftest import SMALL, compose, one_sentence, records, run_main, run_task
 from gsmooth_lightning.certify import AdditiveCertifier, FixedN
+from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.model import described, fused
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Gaussian
+from gsmooth_lightning.tasks.setup import make_trainer
 from gsmooth_lightning.threat import PixelThreat
 
 
@@ -55,3 +59,12 @@ def test_a_run_in_half_precision_is_another_run(checkpoint: Path, tmp_path: Path
     assert json.loads((folder / "fingerprint.json").read_text())["backend"] == "fx bfloat16"
     one_sentence(run_main("certify", *line), "another run", "backend")
     one_sentence(run_main("certify", *line, "dtype=int8"), "float32, float16 or bfloat16", "int8")
+
+
+def test_an_apple_gpu_is_left_alone(monkeypatch) -> None:
+    """It has no float64, in which noise is drawn; Lightning would choose it."""
+    monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: True))
+    assert Trainer(logger=False, enable_checkpointing=False).strategy.root_device.type == "mps"
+    assert make_trainer(compose("certify")).strategy.root_device.type == "cpu"
+    with pytest.raises(RequestError, match="trainer=cpu"):
+        make_trainer(compose("certify", "trainer.accelerator=mps"))

@@ -102,7 +102,7 @@ def device_named(name: str | None) -> torch.device:
     """The device of that name; by default a GPU, if there is one."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=device)
+        torch.zeros(1, dtype=torch.float64, device=device)
     except (RuntimeError, TypeError, AssertionError) as failure:
         raise RequestError(f"there is no device {name!r} here; use device=cpu, or device=cuda with a GPU") from failure
     return device

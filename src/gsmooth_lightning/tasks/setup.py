@@ -17,6 +17,7 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.accelerators import MPSAccelerator
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from yaml import YAMLError
@@ -172,16 +173,21 @@ def make_trainer(cfg: DictConfig, **options: Any) -> pl.Trainer:
     """The Lightning trainer, without a logger so far (see `open_store`).
 
     Raises:
-        RequestError: several devices without trainer=ddp, or in a sweep whose launcher does not start them.
+        RequestError: several devices without trainer=ddp, or in a sweep whose launcher does not start them; an Apple
+            GPU, which has no float64 and is never chosen by itself.
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no advertisements between a user and a table
     warnings.filterwarnings("ignore", module="pytorch_lightning")
+    if cfg.trainer.get("accelerator") == "auto" and MPSAccelerator.is_available():
+        options["accelerator"] = "cpu"
     try:
         trainer = instantiate(cfg.trainer, logger=False, **options)
     except InstantiationException as failure:
         raise RequestError(
             f"trainer: {str(failure.__cause__).splitlines()[0]}; correct trainer or devices"
         ) from failure
+    if trainer.strategy.root_device.type == "mps":
+        raise RequestError("an Apple GPU has no float64, in which draws and bounds are computed; use trainer=cpu")
     if trainer.world_size == 1:
         return trainer
     if not isinstance(trainer.strategy, DDPStrategy) or "strategy" not in cfg.trainer:
