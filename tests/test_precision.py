@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning_fabric.accelerators import MPSAccelerator
 from pytorch_lightning import Trainer
-from pytorch_lightning.accelerators import MPSAccelerator
 from torch import nn
 
 from conftest import SMALL, compose, one_sentence, records, run_main, run_task
