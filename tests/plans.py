@@ -1,7 +1,11 @@
-"""Stand-ins shared by the tests of theorems: a procedure run on the spot, a plan that knows its answer."""
+"""Stand-ins shared by the tests of plans and theorems: a procedure run on the spot, votes that are given, a plan that
+knows its answer."""
+
+import itertools
 
 import numpy as np
 
+from gsmooth_lightning.confidence import looks_up_to
 from gsmooth_lightning.error import ErrorBound
 from gsmooth_lightning.plans import Outcome, SamplingPlan
 
@@ -14,6 +18,42 @@ def finish(procedure):
             jobs = procedure.send([job() for job in jobs])
     except StopIteration as ended:
         return ended.value
+
+
+class NeedsMore(Exception):
+    """The plan asks for a look that the given path does not have."""
+
+
+def votes(path, top=0):
+    """A sampler without jobs: the selection chooses `top`, the k-th look brings path[k] votes for class 0."""
+    left = iter(path)
+
+    def sample(stage, first, last):
+        n = last - first
+        if stage == "select":
+            return np.bincount([top], minlength=4) * n
+        k = next(left, None)
+        if k is None:
+            raise NeedsMore
+        return np.array([k, n - k, 0, 0])
+        yield
+
+    return sample
+
+
+def all_paths(plan, block, threshold):
+    """(draws between looks, [(path, outcome)]) of every path of counts on which the plan stops, look by look."""
+    steps = [b - a for a, b in itertools.pairwise((0, *looks_up_to(plan.n, block)))]
+    found, open_paths = [], [()]
+    while open_paths:
+        path = open_paths.pop()
+        try:
+            outcome = finish(plan.run(votes(path), block, threshold))
+            assert outcome.n == sum(steps[: len(path)])
+            found.append((path, outcome))
+        except NeedsMore:
+            open_paths += [(*path, k) for k in range(steps[len(path)] + 1)]
+    return steps, found
 
 
 class Given(ErrorBound):

@@ -21,7 +21,7 @@ from gsmooth_lightning.plans import ConfidenceSequence, FixedN, GroupSequential
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Gaussian
 from gsmooth_lightning.threat import PixelThreat
-from plans import finish
+from plans import all_paths, finish, votes
 
 HORIZON = 500
 RATES = (0.05, 0.5, 0.84, 0.95, 0.99)
@@ -138,47 +138,14 @@ def test_alpha_is_checked():
 # ---------------------------------------------------------------- the plan
 
 
-class NeedsMore(Exception):
-    """The plan asks for a look that the given path does not have."""
-
-
-def votes(path):
-    """A sampler without jobs: class 0 is selected, and the k-th look brings path[k] votes for it."""
-    left = iter(path)
-
-    def sample(stage, first, last):
-        if stage == "select":
-            return np.array([last - first, 0, 0])
-        k = next(left, None)
-        if k is None:
-            raise NeedsMore
-        return np.array([k, last - first - k, 0])
-        yield
-
-    return sample
-
-
 def concluded(plan, path, block, threshold=lambda radius: 0.5):
     return finish(plan.run(votes(path), block, threshold))
-
-
-def all_paths(plan, block):
-    """Every path of counts on which the plan stops, with its outcome."""
-    steps = np.diff((0, *looks_up_to(plan.n, block)))
-    found, open_paths = [], [()]
-    while open_paths:
-        path = open_paths.pop()
-        try:
-            found.append((path, concluded(plan, path, block)))
-        except NeedsMore:
-            open_paths += [(*path, k) for k in range(steps[len(path)] + 1)]
-    return steps, found
 
 
 def test_the_plans_bound_holds_whenever_it_stops():
     """Every path at the looks 100 and 120, weighted with its probability: P_p(pA_low > p) <= alpha; pB = 1 - pA."""
     alpha = 0.05
-    steps, found = all_paths(ConfidenceSequence(5, 120, alpha, tolerance=0.4), block=2)
+    steps, found = all_paths(ConfidenceSequence(5, 120, alpha, tolerance=0.4), 2, lambda radius: 0.5)
     pa = np.array([outcome.pa for _, outcome in found])
     assert all(outcome.pb == 1 - outcome.pa for _, outcome in found)
     assert {outcome.n for _, outcome in found} == {100, 120}
@@ -273,21 +240,14 @@ N, ALPHA, BLOCK = 120, 0.05, 2
 P = np.array([0.4, 0.5, 0.7, 0.9, 0.99])
 
 
-def expected(plan, looks, good):
+def expected(plan, good):
     """Mean draws and probability of a good outcome, by running the plan on every path of counts."""
-    steps, open_paths, draws, certified = np.diff((0, *looks)), [()], np.zeros(len(P)), np.zeros(len(P))
-    thresholds = {0.0: 0.5, 1.0: 0.75}
-    while open_paths:
-        path = open_paths.pop()
-        try:
-            outcome = finish(plan.run(votes(path), BLOCK, thresholds.__getitem__))
-        except NeedsMore:
-            open_paths += [(*path, k) for k in range(steps[len(path)] + 1)]
-            continue
-        mass = math.prod(binom.pmf(k, step, P) for k, step in zip(path, steps, strict=False))
-        draws += outcome.n * mass
-        certified += good(outcome) * mass
-    return draws, certified
+    steps, found = all_paths(plan, BLOCK, {0.0: 0.5, 1.0: 0.75}.__getitem__)
+    mass = np.array(
+        [math.prod(binom.pmf(k, step, P) for k, step in zip(path, steps, strict=False)) for path, _ in found]
+    )
+    draws = np.array([outcome.n for _, outcome in found])
+    return draws @ mass, np.array([good(outcome) for _, outcome in found]) @ mass
 
 
 def test_the_replay_is_what_the_plans_do(samples):
@@ -296,16 +256,16 @@ def test_the_replay_is_what_the_plans_do(samples):
     replay = samples.Replay(P, looks)
     rules = [group_sequential(p, looks, ALPHA) for p in (0.5, 0.75)]
     found = replay(samples.prediction_and_radius(*rules), 4)
-    truth = expected(GroupSequential([0.0, 1.0], 5, N, ALPHA), looks, lambda outcome: outcome.passed == 1.0)
+    truth = expected(GroupSequential([0.0, 1.0], 5, N, ALPHA), lambda outcome: outcome.passed == 1.0)
     np.testing.assert_allclose(found, truth, rtol=1e-9, atol=1e-9)
     assert 0.05 < truth[1][3] < 1
     found = replay(samples.one_radius(rules[1]), 1)
-    truth = expected(GroupSequential([1.0], 5, N, ALPHA), looks, lambda outcome: outcome.passed == 1.0)
+    truth = expected(GroupSequential([1.0], 5, N, ALPHA), lambda outcome: outcome.passed == 1.0)
     np.testing.assert_allclose(found, truth, rtol=1e-9, atol=1e-9)
     assert 0.05 < truth[1][3] < 1
     plan = ConfidenceSequence(5, N, ALPHA, tolerance=0.3)
     found = replay(samples.sequence(plan, looks)(0.75), 2)
-    truth = expected(plan, looks, lambda outcome: outcome.pa > 0.75)
+    truth = expected(plan, lambda outcome: outcome.pa > 0.75)
     np.testing.assert_allclose(found, truth, rtol=1e-9, atol=1e-9)
     assert 0.05 < truth[1][3] < 1
 
