@@ -16,19 +16,11 @@ from gsmooth_lightning.certify import ABSTAIN
 from gsmooth_lightning.confidence import EARLY, betting_lower
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.model import BlackBox
-from gsmooth_lightning.predict import (
-    Exportable,
-    ExportedSource,
-    Predictor,
-    leads,
-    leads_in_mean,
-    saved,
-    votes_needed,
-)
+from gsmooth_lightning.predict import Exportable, Predictor, leads, leads_in_mean, saved, votes_needed
 from gsmooth_lightning.rounds import run_rounds
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Exponential, Gaussian, Uniform
-from gsmooth_lightning.stream import Stream, content_digest
+from gsmooth_lightning.stream import Stream, TrainingSource, content_digest
 from gsmooth_lightning.threat import PixelThreat
 from gsmooth_lightning.transform import GaussianBlur, Rotation
 
@@ -354,7 +346,7 @@ def test_an_exported_module_counts_the_draws_of_torchs_generator(noise, n):
     that torch.export makes of it."""
     smoothed = turned(noise=noise)
     module = Exportable(smoothed, FILES, PICTURE, n)
-    source = ExportedSource(PICTURE.device)
+    source = TrainingSource(PICTURE.device, torch.float64)
     torch.manual_seed(3)
     labels = [smoothed.labels(smoothed.draw(PICTURE, source, 16)) for _ in range(-(-n // 16))]
     counts = torch.cat(labels)[:n].bincount(minlength=3)
@@ -426,7 +418,7 @@ def test_an_exported_module_brings_values_to_the_saved_format():
 
 def test_draws_of_a_graph_have_53_bits():
     """float64, where float32 normals end at 5.8 standard deviations: bits below float32's are there."""
-    source = ExportedSource(torch.device("cpu"))
+    source = TrainingSource(torch.device("cpu"), torch.float64)
     for draws in (source.normal(1000), source.uniform(1000), source.exponential(1000)):
         assert draws.dtype == torch.float64
         assert (draws != draws.float().double()).double().mean() > 0.99

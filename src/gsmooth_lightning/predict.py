@@ -170,19 +170,6 @@ def leads_in_mean(votes: np.ndarray, level: float) -> bool:
 # ---------------------------------------------------------------- a module that exports
 
 
-class ExportedSource(TrainingSource):
-    """Draws from torch's global generator in float64, as nodes of a graph. (In float32 normals end at 5.8 standard
-    deviations.)"""
-
-    def normal(self, *shape: int) -> Tensor:
-        """Standard normals, float64, of the given shape."""
-        return torch.randn(shape, dtype=torch.float64, device=self.device)
-
-    def uniform(self, *shape: int) -> Tensor:
-        """Uniform draws of [0, 1), float64, of the given shape."""
-        return torch.rand(shape, dtype=torch.float64, device=self.device)
-
-
 class Block(nn.Module):
     """Classes that one block of draws gives an input, (c, h, w) -> (block,); `classes` stands for none."""
 
@@ -191,7 +178,8 @@ class Block(nn.Module):
         self.smoothed = smoothed
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.smoothed.labels(self.smoothed.draw(x, ExportedSource(x.device), self.smoothed.block))
+        source = TrainingSource(x.device, torch.float64)  # as nodes of a graph
+        return self.smoothed.labels(self.smoothed.draw(x, source, self.smoothed.block))
 
 
 class Exportable(nn.Module):

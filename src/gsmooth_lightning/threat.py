@@ -3,13 +3,14 @@
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from gsmooth_lightning.errors import RequestError, check_whole
+from gsmooth_lightning.stream import Source
 from gsmooth_lightning.transform import Transform, compute
 
 SAVED = {"float": (0, 1, None), "8bit": (0, 1, 255), "16bit": (-1, 1, 32768), "real": (-1, 1, None)}
@@ -85,8 +86,7 @@ class Threat(ABC):
 
     def save(self, x: Tensor) -> Tensor:
         """What a viewer reads back from the saved file."""
-        levels = SAVED[self.saved][2]
-        return self.clip(x if levels is None else (x * levels).round_().div_(levels))
+        return self.clip(x if self.levels is None else (x * self.levels).round_().div_(self.levels))
 
     def file(self) -> str:
         enlarged = f"images enlarged to a shorter side of {self.size} pixels (bicubic), " if self.size else ""
@@ -241,6 +241,19 @@ class TransformationThreat(Threat):
             axes = [torch.tensor(k, dtype=torch.float64).mul(self.step).float() for k in numbers]
         return torch.cartesian_prod(*axes).reshape(-1, dim), self.step is not None
 
+    def drawing(self, device: torch.device) -> Callable[[Source, int], Tensor]:
+        """(source, n) -> n independent parameters, (n, dim) float32 on the device: uniform over the range, or over the
+        multiples of the step. What that takes is copied to the device once."""
+        lows, highs = (torch.tensor(ends, dtype=torch.float64, device=device) for ends in (self.lows, self.highs))
+        listed = None if self.step is None else self.parameters(2)[0].to(device)
+
+        def draw(source: Source, n: int) -> Tensor:
+            uniform = source.uniform(n, len(lows))
+            drawn = lows + (highs - lows) * uniform if listed is None else listed[(uniform[:, 0] * len(listed)).long()]
+            return drawn.float()
+
+        return draw
+
     def clips(self) -> bool:
         """Whether black and white pixels of an image leave the range of its format; waveforms have headroom, and what
         they lose counts in `file_error`."""
@@ -260,12 +273,9 @@ class TransformationThreat(Threat):
         """
         span = torch.tensor([self.lows, self.highs], dtype=torch.float64)
         least, most = self.transform.values(x, *span)  # type: ignore[operator]  # of a Resolvable
-        floor, ceiling, levels = SAVED[self.saved]
         peak = torch.maximum(least.abs(), most.abs())
-        error = peak * 2**-23 + (0.5 / levels if levels else 0)
-        if self.saved != "real":
-            top = ceiling - 1 / levels if levels and floor < 0 else ceiling
-            error = error + torch.maximum(most - top, floor - least).clamp_min(0)
+        error = peak * 2**-23 + (0.5 / self.levels if self.levels else 0)
+        error = error + torch.maximum(most - self.clip(most), self.clip(least) - least)
         return least, most, torch.where(most > least, error, 0.0)
 
     def describe(self) -> str:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from gsmooth_lightning.attack.pgd import Box, LogProbabilities, _norms, ascent, check_box, inside, shrink
+from gsmooth_lightning.attack.pgd import Box, LogProbabilities, ascent, check_box, inside, row_norms, shrink
 from gsmooth_lightning.errors import RequestError
 
 
@@ -43,14 +43,14 @@ def ddn(
     check_box(box)
     shape = (-1, *[1] * (x.ndim - 1))
     delta, best = torch.zeros_like(x), torch.zeros_like(x)
-    norm = torch.full_like(_norms(x), initial)
+    norm = torch.full_like(row_norms(x), initial)
     smallest = torch.full_like(norm, math.inf)
     for k in range(steps):
         up, predicted = ascent(log_probabilities, x + delta, y)
         adversarial = (predicted != y).view(shape)
-        better = adversarial & (_norms(delta) < smallest)
-        best, smallest = torch.where(better, delta, best), torch.where(better, _norms(delta), smallest)
+        better = adversarial & (row_norms(delta) < smallest)
+        best, smallest = torch.where(better, delta, best), torch.where(better, row_norms(delta), smallest)
         delta = delta + up * (0.01 + 0.99 * (1 + math.cos(math.pi * k / steps)) / 2)
         norm = norm * torch.where(adversarial, 1 - gamma, 1 + gamma)
-        delta = inside(x, delta * (norm / _norms(delta).clamp_min(1e-12)), box)
+        delta = inside(x, delta * (norm / row_norms(delta).clamp_min(1e-12)), box)
     return x + (best if epsilon is None else shrink(best, epsilon))

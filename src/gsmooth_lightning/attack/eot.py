@@ -14,7 +14,7 @@ from gsmooth_lightning.attack.worst_of_k import UNIFORM, scattered
 from gsmooth_lightning.errors import RequestError, check_whole
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.stream import Stream
-from gsmooth_lightning.threat import SAVED, Threat, TransformationThreat
+from gsmooth_lightning.threat import Threat, TransformationThreat
 from gsmooth_lightning.transform import compute
 
 
@@ -109,10 +109,7 @@ def losses(
     """
     k, m = len(gammas), len(theta)
     with torch.autocast(x.device.type, enabled=False):
-        moved = compute(threat.transform, x.expand(k, *x.shape), gammas).to(x.dtype)
-        if threat.saved != "real":
-            low, high, _ = SAVED[threat.saved]
-            moved = moved.clamp(low, high)
+        moved = threat.clip(compute(threat.transform, x.expand(k, *x.shape), gammas).to(x.dtype))
         files = moved + (threat.save(moved) - moved).detach()
         seen = smoothed.preprocess(compute(smoothed.transform, files.repeat_interleave(m, 0), theta.repeat(k, 1)))
         inputs = (seen.unflatten(0, (k, m)) + noise).flatten(0, 1).to(x.dtype)

@@ -70,10 +70,10 @@ def ascent(log_probabilities: LogProbabilities, x: Tensor, y: Tensor) -> tuple[T
         x, y = x.detach().clone().requires_grad_(), y.clone()  # none of inference mode
         log_p = log_probabilities(x)
         (gradient,) = torch.autograd.grad(-log_p.gather(1, y[:, None]).sum(), x)
-    norms = _norms(gradient)
+    norms = row_norms(gradient)
     flat = (norms == 0) | ~torch.isfinite(norms)
     gradient = torch.where(flat, torch.randn_like(gradient), gradient)
-    return gradient / _norms(gradient), log_p.detach().argmax(1)
+    return gradient / row_norms(gradient), log_p.detach().argmax(1)
 
 
 def check_box(box: Sequence[float] | None) -> None:
@@ -92,9 +92,9 @@ def inside(x: Tensor, delta: Tensor, box: Box | None) -> Tensor:
 
 def shrink(delta: Tensor, radius: float | Tensor) -> Tensor:
     """delta with its l2 norm cut to the radius, a number or (n, 1, ...)."""
-    return delta * (radius / _norms(delta).clamp_min(1e-12)).clamp(max=1)
+    return delta * (radius / row_norms(delta).clamp_min(1e-12)).clamp(max=1)
 
 
-def _norms(x: Tensor) -> Tensor:
+def row_norms(x: Tensor) -> Tensor:
     """l2 norms of the rows, shaped (n, 1, ...)."""
     return x.flatten(1).norm(dim=1).view(-1, *[1] * (x.ndim - 1))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gsmooth_lightning.certify.additive import check_law
 from gsmooth_lightning.certify.base import ABSTAIN, Certificate, Certifier, Limits
-from gsmooth_lightning.certify.transfer import law_transfer, required
+from gsmooth_lightning.certify.transfer import law_transfer, required, sampled
 from gsmooth_lightning.confidence import Counts, clopper_pearson_upper, group_sequential, looks_up_to
 from gsmooth_lightning.error.rounding import TAIL, file_rounding
 from gsmooth_lightning.error.slices import GRIDDED, MOST_SLICES, Piece, Slices, covered, start_error
@@ -28,12 +28,7 @@ from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Gaussian
 from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.threat import Threat, TransformationThreat
-from gsmooth_lightning.transform import (
-    Brightness,
-    Mover,
-    Transform,
-    same,
-)
+from gsmooth_lightning.transform import Brightness, Mover, Transform, same
 
 AT_ONCE = 16
 """Slices that are tested side by side."""
@@ -160,7 +155,7 @@ class CoverCertifier(Certifier):
         left = law_transfer(rest, smoothed.law, threat.lows[first.dim :], threat.highs[first.dim :], error)
 
         def transfer(p: ArrayLike, _: float) -> np.ndarray:
-            return left(np.maximum(np.asarray(p, dtype=float) - slack, 0.0)) - TAIL
+            return left(sampled(p, slack)) - TAIL
 
         return required(transfer, 1.0)
 

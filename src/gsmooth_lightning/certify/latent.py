@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 from scipy.special import ndtr, ndtri
 
 from gsmooth_lightning.certify.base import InterpolatedCertifier
-from gsmooth_lightning.certify.transfer import Transfer
+from gsmooth_lightning.certify.transfer import Transfer, sampled
 from gsmooth_lightning.error import Bound
 from gsmooth_lightning.error.latent import sizes
 from gsmooth_lightning.smoothed import SmoothedClassifier
@@ -42,7 +42,7 @@ class LatentCertifier(InterpolatedCertifier):
             return rows[:, 0] <= radius
 
         def transfer(p: ArrayLike, radius: float) -> np.ndarray:
-            p, seen = np.maximum(np.asarray(p, dtype=float) - slack, 0.0)[..., None], met(radius)
+            p, seen = sampled(p, slack)[..., None], met(radius)
             left = ndtri(noise.law.transfer(p, gauge[seen])) - error[seen] - bound.slope * radius
             return ndtr(left).min(-1)
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -59,17 +58,7 @@ class ReceivedCertifier(InterpolatedCertifier):
         if not self.attacked:
             return (yield from super().procedure(smoothed, threat, x, stream))
         assert isinstance(threat, TransformationThreat)
-        gamma = _drawn(threat, stream, x.device)
+        gamma = threat.drawing(x.device)(stream.at("attack", 0, x.device), 1)
         (file,) = threat.apply(x[None], gamma)
         certificate = yield from super().procedure(smoothed, threat, file, stream)
         return replace(certificate, details=certificate.details | {"gamma": gamma[0].tolist()})
-
-
-def _drawn(threat: TransformationThreat, stream: Stream, device: torch.device) -> Tensor:
-    """One parameter of the threat, (1, dim), uniform over all there are."""
-    lows, highs = (torch.tensor(ends, dtype=torch.float64, device=device) for ends in (threat.lows, threat.highs))
-    uniform = stream.at("attack", 0, device).uniform(1, len(lows))
-    if threat.step is None:
-        return (lows + (highs - lows) * uniform).float()
-    listed = threat.parameters(2)[0].to(device)
-    return listed[(uniform[:, 0] * len(listed)).long()]

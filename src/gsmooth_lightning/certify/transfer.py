@@ -39,7 +39,7 @@ def pixel_transfer(law: Law, threat: PixelThreat, dim: int, bound: Bound, slack:
 
     def transfer(p: ArrayLike, radius: float) -> np.ndarray:
         size = 0.0 if radius == 0 else radius / unit + bound.value
-        return np.asarray(law.transfer(_sampled(p, slack), size))
+        return np.asarray(law.transfer(sampled(p, slack), size))
 
     return transfer
 
@@ -58,7 +58,7 @@ def parameter_transfer(
         return law_transfer(transform, law, *threat.box(radius), error)
 
     def transfer(p: ArrayLike, radius: float) -> np.ndarray:
-        p = _sampled(p, slack)
+        p = sampled(p, slack)
         return p if radius == 0 and not threat.l2 else np.maximum(left(radius)(p) - bound.rho, 0.0)
 
     return transfer
@@ -116,7 +116,7 @@ def _gauge(transform: Transform, law: Law, low: tuple[float, ...], high: tuple[f
     return float(law.gauge(corners).max())
 
 
-def _sampled(p: ArrayLike, slack: float) -> np.ndarray:
+def sampled(p: ArrayLike, slack: float) -> np.ndarray:
     """Probability under the laws as the theorem takes them, of an event with probability p among the sampled votes."""
     return np.maximum(np.asarray(p, dtype=float) - slack, 0.0)
 

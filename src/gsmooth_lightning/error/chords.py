@@ -25,7 +25,7 @@ from gsmooth_lightning.preprocess import is_linear, lipschitz, visible
 from gsmooth_lightning.rounds import Job
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Gaussian
-from gsmooth_lightning.threat import SAVED, TransformationThreat
+from gsmooth_lightning.threat import TransformationThreat
 from gsmooth_lightning.transform import Brightness, Composition, Translation, Warp, same
 from gsmooth_lightning.transform.interpolate import bends, not_black, rounding_shift, shifts
 
@@ -166,7 +166,6 @@ class _Search:
         self.distance = partial(bends if self.linear else shifts, self.warp, x)
         self.seen = visible(smoothed.preprocess, x)
         self.scale = lipschitz(smoothed.preprocess) / float(self.noise.sigma.min())
-        self.levels = SAVED[threat.saved][2]
 
     # -------------------------------------------------- for each theta
 
@@ -175,10 +174,10 @@ class _Search:
         found = yield [partial(self._of_theta, part) for part in self.theta.split(PAIRS)]
         self.stretch, rest, used = (torch.cat(part) for part in zip(*found, strict=True))
         self.used = used.any(0)
-        if self.levels:  # the file rounds each pixel by half a step, and a tie by what float32 makes of it
+        if self.threat.levels:  # the file rounds each pixel by half a step, and a tie by what float32 makes of it
             (rounded,) = yield [self._rounded]
             most = (self.stretch * rounded).clamp_max(self.warp.gain * math.sqrt(self._pixels()))
-            rest = rest + most * (0.5 / self.levels + 2.0**-22)
+            rest = rest + most * (0.5 / self.threat.levels + 2.0**-22)
         step = torch.ones_like(self.masks[:1]) / self.smoothed.levels
         grid = torch.cat([self.noise.gauge(step * mask) for mask in self.masks])
         self.rest = rest[:, None] * self.scale + ROUNDED * grid

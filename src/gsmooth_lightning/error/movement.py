@@ -9,7 +9,7 @@ from torch import Tensor
 from gsmooth_lightning.error.chords import ROUNDED, clip_kinks
 from gsmooth_lightning.preprocess import is_linear, lipschitz, visible
 from gsmooth_lightning.smoothed import SmoothedClassifier
-from gsmooth_lightning.threat import SAVED, TransformationThreat
+from gsmooth_lightning.threat import TransformationThreat
 from gsmooth_lightning.transform import Function, Mover, Transform
 
 REPEATED = 2.0**-20
@@ -100,10 +100,9 @@ def _place(nodes: Tensor) -> Tensor:
 
 def saved_error(threat: TransformationThreat, least: Tensor, most: Tensor) -> Tensor:
     """Bound of what rounding the attacked file changes in each pixel whose clipped value is between least and most."""
-    levels = SAVED[threat.saved][2]
-    if levels is None:
+    if threat.levels is None:
         return torch.zeros_like(least)
-    low, high = least * levels, most * levels
+    low, high = least * threat.levels, most * threat.levels
     tied = (high - 0.5).floor() >= (low - 0.5).ceil()  # a value half way between two levels is possible
     nearest = torch.maximum((low - low.round()).abs(), (high - high.round()).abs())
-    return torch.where(tied, 0.5, nearest) / levels + 2.0**-24  # k / levels is rounded to float32
+    return torch.where(tied, 0.5, nearest) / threat.levels + 2.0**-24  # k / levels is rounded to float32

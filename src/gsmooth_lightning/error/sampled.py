@@ -63,17 +63,14 @@ def sample_pairs(
 ) -> Sampled:
     """Defects at `draws` independent theta ~ law and gamma uniform in the threat's box, as a procedure: (draws, parts),
     rounded up."""
-    lows, highs = (torch.tensor(ends, dtype=torch.float64, device=x.device) for ends in (threat.lows, threat.highs))
-    listed = None if threat.step is None else threat.parameters(2)[0].to(x.device)  # every multiple of the step
-    masks = _masks(smoothed, x, partition)
+    masks, draw = _masks(smoothed, x, partition), threat.drawing(x.device)
 
     def block(b: int) -> Tensor:
         source = stream.at(stage, b, x.device)
         theta = smoothed.draw_parameters(source, smoothed.block)
-        uniform = source.uniform(smoothed.block, len(lows))
-        gammas = lows + (highs - lows) * uniform if listed is None else listed[(uniform[:, 0] * len(listed)).long()]
-        files = threat.apply(x.expand(smoothed.block, *x.shape), gammas.float())
-        return pair_norms(smoothed, x, files, gammas.float().double(), theta, masks)
+        gammas = draw(source, smoothed.block)
+        files = threat.apply(x.expand(smoothed.block, *x.shape), gammas)
+        return pair_norms(smoothed, x, files, gammas.double(), theta, masks)
 
     return (yield from in_blocks(smoothed, stream, draws, block))
 

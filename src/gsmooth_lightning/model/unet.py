@@ -1,4 +1,4 @@
-"""The U-Net that imitates a transformation (GSmooth's H)."""
+"""A U-Net, such as the one that imitates a transformation (GSmooth's H)."""
 
 from collections.abc import Sequence
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,16 +87,12 @@ def bends(warp: Warp, x: Tensor, low: Tensor, high: Tensor, seen: Tensor) -> Ten
 def shifts(warp: Warp, x: Tensor, low: Tensor, high: Tensor, seen: Tensor) -> Tensor:
     """Bound of ||psi(x, theta) - psi(x, theta')||_2 over the pixels that are seen, (h, w), and over theta, theta' in
     boxes low, high, (k, dim), as float32 computes them: (k,)."""
-    return _norms(partial(nearest_range if warp.interpolation == "nearest" else smooth_range, warp), x, low, high, seen)
-
-
-def _norms(bound: Callable[..., Tensor], x: Tensor, low: Tensor, high: Tensor, seen: Tensor) -> Tensor:
-    """Norms over the seen pixels of a bound of each, for boxes low, high, (k, dim): (k,)."""
+    bound = nearest_range if warp.interpolation == "nearest" else smooth_range
     shape = (x.shape[-2], x.shape[-1])
     framed = pad(x.double(), [FRAME] * 4)
     counted = seen.flatten().to(x.device)
     parts = zip(*(ends.double().split(max(1, AT_ONCE // x.numel())) for ends in (low, high)), strict=True)
-    norms = [bound(framed, a, b, shape)[..., counted].square().sum((0, 2)).sqrt() for a, b in parts]
+    norms = [bound(warp, framed, a, b, shape)[..., counted].square().sum((0, 2)).sqrt() for a, b in parts]
     return torch.cat(norms) * (1 + 1e-9)
 
 
