@@ -314,10 +314,10 @@ def test_draws_are_fresh_in_every_call(problem):
     [{"epsilon": -0.1}, {"epsilon": math.nan}, {"warmup": -1}, {"m": 0}, {"m": -2}],
 )
 def test_bad_numbers_are_refused(options):
-    with pytest.raises(RequestError, match="objective needs"):
+    with pytest.raises(RequestError, match=r"objective\."):
         SmoothAdv(PGD, **{"epsilon": 0.5, **options})
     if "m" not in options:
-        with pytest.raises(RequestError, match="objective needs"):
+        with pytest.raises(RequestError, match=r"objective\."):
             AdversarialTraining(PGD, **{"epsilon": 0.5, **options})
 
 
@@ -331,7 +331,7 @@ def test_radii_and_boxes_that_make_no_attack_are_refused(make, options):
 
 
 def test_a_fraction_of_a_draw_is_refused():
-    with pytest.raises(RequestError, match="objective needs"):
+    with pytest.raises(RequestError, match=r"objective\."):
         SmoothAdv(PGD, 0.5, m=1.5)
 
 

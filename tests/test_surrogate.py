@@ -162,8 +162,8 @@ def test_imitation_by_hand():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"penalty": -1.0}, "imitation.penalty must be a number from 0 on, got -1"),
-        ({"penalty": "much"}, "imitation.penalty must be a number from 0 on, got 'much'"),
+        ({"penalty": -1.0}, "imitation.penalty must be at least 0, got -1"),
+        ({"penalty": "much"}, "imitation.penalty must be one number, got 'much'"),
         ({"sigma": 0.0}, "imitation.sigma must be positive"),
         ({"sigma": float("nan")}, "imitation.sigma must be"),
     ],

@@ -16,7 +16,7 @@ from torch._higher_order_ops import while_loop
 
 from gsmooth_lightning.certify.base import ABSTAIN
 from gsmooth_lightning.confidence import EARLY, GUARD, Counts, betting_lower, check_alpha, looks_up_to
-from gsmooth_lightning.errors import RequestError
+from gsmooth_lightning.errors import RequestError, check_whole
 from gsmooth_lightning.model import is_black_box
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.stream import Stream, TrainingSource, content_digest
@@ -119,8 +119,7 @@ class Predictor:
 def check_draws(n: int, alpha: float) -> None:
     """Raises RequestError unless n votes for one class decide at alpha."""
     check_alpha(alpha)
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise RequestError(f"n must be a whole number of draws, at least 1, got {n!r}")
+    check_whole("", n=(n, 1))
     least = next(k for k in range(1, 1100) if votes_needed(k, (1 - EARLY) * alpha) <= k)
     if n < least:
         raise RequestError(f"n={n} votes for one class decide nothing at alpha={alpha:g}; take n={least} or more")

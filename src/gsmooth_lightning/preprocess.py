@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torchvision.transforms.v2 import functional
 
-from gsmooth_lightning.errors import RequestError, check_whole
+from gsmooth_lightning.errors import RequestError, at_least, check_whole, positive
 from gsmooth_lightning.model.fourier import fourier_basis
 
 
@@ -168,9 +168,7 @@ class LowPass(nn.Module):
 
     def __init__(self, bandwidth: float):
         super().__init__()
-        if not isinstance(bandwidth, int | float) or not 0 <= bandwidth < math.inf:
-            raise RequestError(f"bandwidth must be a number from 0 on, got {bandwidth!r}")
-        self.bandwidth = bandwidth
+        self.bandwidth = at_least("preprocess.bandwidth", bandwidth, 0)
 
     def coefficients(self, x: Tensor) -> Tensor:
         """(n, c, h, w) -> (n, c, k1, k2), 0 beyond the disc."""
@@ -235,9 +233,7 @@ class GaussianLowPass(nn.Module):
 
     def __init__(self, sigma: float):
         super().__init__()
-        if not 0 < sigma < math.inf:
-            raise RequestError(f"sigma of the Gaussian low-pass must be positive and finite, got {sigma}")
-        self.sigma = sigma
+        self.sigma = positive("preprocess.sigma", sigma)
 
     def forward(self, x: Tensor) -> Tensor:
         h, w = x.shape[-2:]

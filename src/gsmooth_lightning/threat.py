@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from gsmooth_lightning.errors import RequestError, check_whole
+from gsmooth_lightning.errors import RequestError, at_least, check_whole
 from gsmooth_lightning.stream import Source
 from gsmooth_lightning.transform import Transform, compute
 
@@ -154,8 +154,6 @@ class TransformationThreat(Threat):
         l2: float = 0.0,
     ):
         super().__init__(saved, size)
-        if not isinstance(l2, int | float) or not 0 <= l2 < math.inf:
-            raise RequestError(f"threat.l2 must be a number from 0 on, got {l2!r}")
         if transform.dim == 0:
             raise RequestError(f"a threat by {transform.name} needs a transformation with a parameter")
         self.lows, self.highs = (_for_each("low", low, transform.dim), _for_each("high", high, transform.dim))
@@ -164,7 +162,7 @@ class TransformationThreat(Threat):
                 raise RequestError(f"the threat's range must be finite and contain 0 and more, got {low} to {high}")
         if step is not None and not 0 < step < math.inf:
             raise RequestError(f"threat.step must be positive and finite, or null, got {step}")
-        self.transform, self.step, self.l2 = transform, step, float(l2)
+        self.transform, self.step, self.l2 = transform, step, at_least("threat.l2", l2, 0)
         self.alike = len(set(transform.units)) == 1
         self.unit = transform.units[0] if self.alike else "share of the range"
 

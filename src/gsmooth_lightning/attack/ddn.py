@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from gsmooth_lightning.attack.pgd import Box, LogProbabilities, ascent, check_box, inside, row_norms, shrink
+from gsmooth_lightning.attack.pgd import Box, LogProbabilities, ascent, checked_box, inside, row_norms, shrink
 from gsmooth_lightning.errors import RequestError
 
 
@@ -40,7 +40,7 @@ def ddn(
             "DDN needs steps >= 1, 0 < gamma < 1, initial > 0 and epsilon >= 0, got "
             f"{steps}, {gamma}, {initial} and {epsilon}"
         )
-    check_box(box)
+    box = checked_box(box)
     shape = (-1, *[1] * (x.ndim - 1))
     delta, best = torch.zeros_like(x), torch.zeros_like(x)
     norm = torch.full_like(row_norms(x), initial)

@@ -50,7 +50,7 @@ def pgd(
         raise RequestError(
             f"PGD needs epsilon >= 0, steps >= 1 and step_size > 0, got {epsilon}, {steps} and {step_size}"
         )
-    check_box(box)
+    box = checked_box(box)
     step = 2 * epsilon / steps if step_size is None else step_size
     delta = torch.zeros_like(x)
     for _ in range(steps):
@@ -76,10 +76,13 @@ def ascent(log_probabilities: LogProbabilities, x: Tensor, y: Tensor) -> tuple[T
     return gradient / row_norms(gradient), log_p.detach().argmax(1)
 
 
-def check_box(box: Sequence[float] | None) -> None:
-    """Refuses a box that is not two numbers in order."""
-    if box is not None and not (len(box) == 2 and box[0] < box[1]):
+def checked_box(box: Sequence[float] | None) -> Box | None:
+    """The box; refused if it is not two numbers in order."""
+    if box is None:
+        return None
+    if len(box) != 2 or not box[0] < box[1]:
         raise RequestError(f"box must be [low, high] with low < high, or null, got {box}")
+    return box[0], box[1]
 
 
 def inside(x: Tensor, delta: Tensor, box: Box | None) -> Tensor:

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from gsmooth_lightning.certify.additive import AdditiveCertifier
 from gsmooth_lightning.certify.base import ABSTAIN, Certificate, Certifier, Limits
-from gsmooth_lightning.errors import RequestError, UncertifiableError, check_whole
+from gsmooth_lightning.errors import RequestError, UncertifiableError, check_whole, positive
 from gsmooth_lightning.model.fused import Compiled
 from gsmooth_lightning.plans import FixedN
 from gsmooth_lightning.preprocess import is_nothing
 from gsmooth_lightning.rounds import Workers, workers
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Gaussian, Law
-from gsmooth_lightning.smoothing.base import positive, round_down
+from gsmooth_lightning.smoothing.base import round_down
 from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.threat import Threat
 

@@ -15,7 +15,7 @@ from gsmooth_lightning.certify.base import Certifier, Limits, TransferCertifier
 from gsmooth_lightning.certify.transfer import required
 from gsmooth_lightning.confidence import GUARD, check_alpha
 from gsmooth_lightning.error import Bound
-from gsmooth_lightning.errors import RequestError, UncertifiableError
+from gsmooth_lightning.errors import RequestError, UncertifiableError, at_least
 from gsmooth_lightning.plans import FixedN
 from gsmooth_lightning.rounds import Job
 from gsmooth_lightning.smoothed import SmoothedClassifier
@@ -89,13 +89,11 @@ class PercentileCertifier(Certifier):
     """
 
     def __init__(self, theorem: TransferCertifier, radius: float):
-        if isinstance(radius, bool) or not isinstance(radius, int | float) or not 0 <= radius < math.inf:
-            raise RequestError(f"certify.radius must be a finite number, at least 0, got {radius!r}")
         if not isinstance(theorem.plan, FixedN):
             raise RequestError("order statistics need a number of draws fixed before the first; use sampling=fixed")
         if type(theorem).sampler is not TransferCertifier.sampler or getattr(theorem, "reverse", False):
             raise RequestError("order statistics are of the network's own outputs; use the direct or the joint theorem")
-        self.theorem, self.radius = theorem, float(radius)
+        self.theorem, self.radius = theorem, at_least("certify.radius", radius, 0)
         self.n, self.alpha = theorem.plan.n, theorem.plan.alpha
 
     def check(self, smoothed: SmoothedClassifier, threat: Threat) -> None:

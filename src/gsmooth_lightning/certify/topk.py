@@ -18,7 +18,7 @@ from scipy.special import comb
 
 from gsmooth_lightning.certify.transfer import MARGIN, Transfer, largest_where
 from gsmooth_lightning.confidence import Counts, clopper_pearson_lower, clopper_pearson_upper
-from gsmooth_lightning.errors import RequestError
+from gsmooth_lightning.errors import RequestError, check_whole
 
 MOST_SETS = 10**6
 """Sets of t classes up to which their sum is bounded; beyond, only the cap 1 - p_l is used and no alpha is spent."""
@@ -26,8 +26,7 @@ MOST_SETS = 10**6
 
 def check_top_k(k: int, classes: int) -> None:
     """Raises RequestError unless k is a whole number from 1 to classes - 1."""
-    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
-        raise RequestError(f"certify.top_k must be a whole number, at least 1, got {k!r}")
+    check_whole("certify", top_k=(k, 1))
     if k >= classes:
         raise RequestError(
             f"certify.top_k={k} is not below the number of classes, {classes}: every class is always among them; take "

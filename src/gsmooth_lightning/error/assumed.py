@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from gsmooth_lightning.error.base import Bound, ErrorBound
-from gsmooth_lightning.errors import RequestError
+from gsmooth_lightning.errors import at_least
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.threat import TransformationThreat
@@ -20,9 +20,8 @@ class AssumedBound(ErrorBound):
     """
 
     def __init__(self, value: float = 0.0):
-        if not isinstance(value, int | float) or not 0 <= value < float("inf"):
-            raise RequestError(f"error.value must be a number from 0 on, got {value!r}")
-        self.value, self.free = float(value), value == 0
+        self.value = at_least("error.value", value, 0)
+        self.free = self.value == 0
 
     def procedure(
         self, smoothed: SmoothedClassifier, threat: TransformationThreat, x: Tensor, stream: Stream

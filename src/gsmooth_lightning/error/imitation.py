@@ -13,10 +13,9 @@ from gsmooth_lightning.error.base import Bound
 from gsmooth_lightning.error.jets import Jet, Norms, line, through
 from gsmooth_lightning.error.latent import DisplacementBound, curve_along, halved, rounded
 from gsmooth_lightning.error.slices import AT_ONCE
-from gsmooth_lightning.errors import UncertifiableError, check_whole
+from gsmooth_lightning.errors import UncertifiableError, check_whole, positive
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Gaussian, Latent
-from gsmooth_lightning.smoothing.base import positive
 from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.threat import Threat, TransformationThreat
 from gsmooth_lightning.transform import Surrogate, same

@@ -14,11 +14,10 @@ from gsmooth_lightning.error.chords import clip_kinks
 from gsmooth_lightning.error.jets import Norms, line, through
 from gsmooth_lightning.error.movement import saved_error
 from gsmooth_lightning.error.slices import AT_ONCE, GRIDDED, MOST_SLICES, Slices, covered, start_error
-from gsmooth_lightning.errors import UncertifiableError
+from gsmooth_lightning.errors import UncertifiableError, positive
 from gsmooth_lightning.preprocess import lipschitz
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Gaussian, Latent
-from gsmooth_lightning.smoothing.base import positive
 from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.threat import Threat, TransformationThreat
 from gsmooth_lightning.transform import Mover

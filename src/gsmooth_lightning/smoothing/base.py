@@ -1,6 +1,5 @@
 """The interface of a smoothing law."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -136,42 +135,3 @@ def single(z: Tensor, law: str) -> Tensor:
     if flat.shape[1] != 1:
         raise RequestError(f"a {law} law is for one parameter, not {flat.shape[1]}; use a Gaussian law for several")
     return flat[:, 0]
-
-
-def finite(name: str, value: float) -> float:
-    """The value as a float.
-
-    Raises:
-        RequestError: it is not one finite number.
-    """
-    try:
-        number = float(value)
-    except (TypeError, ValueError, RuntimeError) as failure:
-        raise RequestError(f"{name} must be one number, got {value!r}") from failure
-    if isinstance(value, bool | str) or not math.isfinite(number):
-        raise RequestError(f"{name} must be a finite number, got {value!r}")
-    return number
-
-
-def at_least(name: str, value: float, least: float) -> float:
-    """The value as a float.
-
-    Raises:
-        RequestError: it is not one finite number from `least` on.
-    """
-    number = finite(name, value)
-    if number < least:
-        raise RequestError(f"{name} must be at least {least:g}, got {value!r}")
-    return number
-
-
-def positive(name: str, value: float) -> float:
-    """The value as a float.
-
-    Raises:
-        RequestError: it is not one positive and finite number.
-    """
-    number = finite(name, value)
-    if not number > 0:
-        raise RequestError(f"{name} must be positive and finite, got {value!r}")
-    return number

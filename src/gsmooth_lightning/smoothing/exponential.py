@@ -8,7 +8,8 @@ from numpy.typing import ArrayLike
 from scipy.special import xlog1py
 from torch import Tensor
 
-from gsmooth_lightning.smoothing.base import Law, positive, rows
+from gsmooth_lightning.errors import positive
+from gsmooth_lightning.smoothing.base import Law, rows
 from gsmooth_lightning.stream import Source, TrainingSource
 
 

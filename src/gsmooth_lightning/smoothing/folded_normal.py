@@ -8,7 +8,8 @@ from numpy.typing import ArrayLike
 from scipy.special import ndtr, ndtri
 from torch import Tensor
 
-from gsmooth_lightning.smoothing.base import Law, largest, positive, single
+from gsmooth_lightning.errors import positive
+from gsmooth_lightning.smoothing.base import Law, largest, single
 from gsmooth_lightning.stream import Source, TrainingSource
 
 

@@ -8,8 +8,8 @@ from numpy.typing import ArrayLike
 from scipy.special import ndtr, ndtri
 from torch import Tensor
 
-from gsmooth_lightning.errors import RequestError
-from gsmooth_lightning.smoothing.base import Law, positive
+from gsmooth_lightning.errors import RequestError, positive
+from gsmooth_lightning.smoothing.base import Law
 from gsmooth_lightning.smoothing.gaussian import Gaussian
 from gsmooth_lightning.stream import Source, Stream, TrainingSource, sampling_slack
 

@@ -15,8 +15,8 @@ from scipy.special import betainc, erf, erfc, gammainc, gammaincinv, gammaln, nd
 from torch import Tensor
 
 from gsmooth_lightning.confidence import check_alpha
-from gsmooth_lightning.errors import RequestError
-from gsmooth_lightning.smoothing.base import Law, positive, rows
+from gsmooth_lightning.errors import RequestError, check_whole, positive
+from gsmooth_lightning.smoothing.base import Law, rows
 from gsmooth_lightning.smoothing.gaussian import Gaussian
 from gsmooth_lightning.smoothing.laplace import Laplace
 from gsmooth_lightning.stream import Source, Stream, TrainingSource
@@ -302,8 +302,7 @@ class MixedLinf(Law):
         self.dim = math.prod(self.shape)
         self.k = _whole(k, self.dim // 2)
         check_alpha(alpha)
-        if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1000:
-            raise RequestError(f"draws must be a whole number, at least 1000, got {draws!r}")
+        check_whole("noise", draws=(draws, 1000))
         self.draws, self.alpha = draws, alpha
         self.sizes = np.arange(1, 251) * 0.02 / math.sqrt(self.dim)
         self.error = math.sqrt(math.log(len(self.sizes) / alpha) / (2 * draws))

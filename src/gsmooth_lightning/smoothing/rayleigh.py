@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from gsmooth_lightning.smoothing.base import Law, largest, positive, single
+from gsmooth_lightning.errors import positive
+from gsmooth_lightning.smoothing.base import Law, largest, single
 from gsmooth_lightning.stream import Source, TrainingSource
 
 

@@ -7,8 +7,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from gsmooth_lightning.errors import RequestError
-from gsmooth_lightning.smoothing.base import Law, finite, rows
+from gsmooth_lightning.errors import RequestError, finite
+from gsmooth_lightning.smoothing.base import Law, rows
 from gsmooth_lightning.stream import Source, TrainingSource
 
 

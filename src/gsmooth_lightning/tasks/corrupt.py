@@ -18,7 +18,7 @@ from gsmooth_lightning.confidence import proportion_interval
 from gsmooth_lightning.data import CIFAR10
 from gsmooth_lightning.data.base import bytes_of
 from gsmooth_lightning.data.cifar import SEVERITIES, read_corruption
-from gsmooth_lightning.errors import RequestError
+from gsmooth_lightning.errors import RequestError, check_whole
 from gsmooth_lightning.lit.certification import Items, StoredPrediction
 from gsmooth_lightning.model import file_hash
 from gsmooth_lightning.report.tables import markdown, text
@@ -123,8 +123,7 @@ def check(cfg: DictConfig) -> None:
             raise RequestError(f"{name} must list each once, got {values}")
     if not all(1 <= severity <= SEVERITIES for severity in cfg.severities):
         raise RequestError(f"severities must be whole numbers from 1 to {SEVERITIES}, got {plain(cfg.severities)}")
-    if type(cfg.n) is not int or cfg.n < 1:
-        raise RequestError(f"n must be a whole number, at least 1, got {cfg.n!r}")
+    check_whole("", n=(cfg.n, 1))
 
 
 def read_files(run: Run) -> dict[str, np.ndarray]:

@@ -25,7 +25,7 @@ from yaml import YAMLError
 from gsmooth_lightning import __version__
 from gsmooth_lightning.certify.store import digest, holds
 from gsmooth_lightning.data.base import describe_subset
-from gsmooth_lightning.errors import RequestError, UncertifiableError
+from gsmooth_lightning.errors import RequestError, UncertifiableError, check_whole
 from gsmooth_lightning.lit import ImageDataModule
 from gsmooth_lightning.model import BlackBox, file_hash, fused, load_weights
 from gsmooth_lightning.model.fused import BACKENDS, full_float32
@@ -44,17 +44,16 @@ def check_numbers(cfg: DictConfig) -> None:
     """Refuses numbers of the wrong kind before anything is read or computed."""
     if cfg.shard not in ("images", "draws"):
         raise RequestError(f"shard must be images or draws, got {cfg.shard!r}")
-    numbers = {"seed": (cfg.seed, 0), "block": (cfg.block, 2), "images.every": (cfg.images.every, 1)}
-    numbers |= {"images.in_flight": (cfg.images.in_flight, 1), "train.epochs": (cfg.train.epochs, 1)}
-    numbers |= {"train.batch_size": (cfg.train.batch_size, 1)}
-    numbers |= {"train.accumulate_grad_batches": (cfg.train.accumulate_grad_batches, 1)}
+    check_whole("", seed=(cfg.seed, 0), block=(cfg.block, 2))
+    for name in ("seed", "block"):
+        if cfg[name] >= 2**32:
+            raise RequestError(f"{name} must be below 2^32, got {cfg[name]}")
+    check_whole("images", every=(cfg.images.every, 1), in_flight=(cfg.images.in_flight, 1))
+    check_whole("train", **{name: (cfg.train[name], 1) for name in ("epochs", "batch_size", "accumulate_grad_batches")})
     if cfg.images.first is not None:
-        numbers["images.first"] = (cfg.images.first, 1)
+        check_whole("images", first=(cfg.images.first, 1))
     if cfg.data.workers is not None:
-        numbers["data.workers"] = (cfg.data.workers, 0)
-    for name, (value, least) in numbers.items():
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**32:
-            raise RequestError(f"{name} must be a whole number, at least {least}, got {value!r}")
+        check_whole("data", workers=(cfg.data.workers, 0))
 
 
 def seeded_network(cfg: DictConfig) -> nn.Module:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from gsmooth_lightning.errors import RequestError
+from gsmooth_lightning.errors import RequestError, check_whole
 from gsmooth_lightning.lit import ClassifierModule, ImageDataModule, OptimizedModule, TrainingProgress
 from gsmooth_lightning.model import load_weights
 from gsmooth_lightning.model.fused import check_runs
@@ -177,16 +177,12 @@ def check_training(cfg: DictConfig) -> None:
     for key in FOR_TRAINER:
         if key in cfg.trainer:
             raise RequestError(f"trainer.{key} changes the weights; set train.{key} instead")
-    ema, patience, interval = cfg.train.ema, cfg.train.patience, cfg.train.interval
+    ema, interval = cfg.train.ema, cfg.train.interval
     if ema is not None and not (isinstance(ema, float) and 0 < ema < 1):
         raise RequestError(f"train.ema must lie between 0 and 1, or be null, got {ema!r}")
-    if patience is not None and not (isinstance(patience, int) and patience >= 1):
-        raise RequestError(f"train.patience must be a whole number of epochs from 1 on, or null, got {patience!r}")
-    limit = cfg.train.limit_train_batches
-    if limit is not None and not (isinstance(limit, int) and not isinstance(limit, bool) and limit >= 1):
-        raise RequestError(
-            f"train.limit_train_batches must be a whole number of batches from 1 on, or null, got {limit!r}"
-        )
+    for name in ("patience", "limit_train_batches"):
+        if cfg.train[name] is not None:
+            check_whole("train", **{name: (cfg.train[name], 1)})
     if interval not in ("step", "epoch"):
         raise RequestError(f"train.interval must be step or epoch, got {interval!r}")
 

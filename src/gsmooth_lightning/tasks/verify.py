@@ -28,7 +28,7 @@ from gsmooth_lightning.certify.rebound import rebound
 from gsmooth_lightning.certify.store import COMPLETE, Record, Store, digest, read, read_identity
 from gsmooth_lightning.data import Files, ImageData, Inputs
 from gsmooth_lightning.error import Bound, CalibratedBound
-from gsmooth_lightning.errors import RequestError
+from gsmooth_lightning.errors import RequestError, check_whole
 from gsmooth_lightning.lit import BoundModule, CertificationModule
 from gsmooth_lightning.lit.certification import StoredPrediction
 from gsmooth_lightning.plans import FixedN, GroupSequential
@@ -70,9 +70,7 @@ def verify(cfg: DictConfig) -> Audit:
         RequestError: no store of certificates, files or data that are not the run's, or certificates that cannot be
             drawn again one by one.
     """
-    for option in ("k", "seed"):
-        if not isinstance(cfg[option], int) or isinstance(cfg[option], bool) or cfg[option] < 0:
-            raise RequestError(f"{option} must be a whole number from 0 on, got {cfg[option]!r}")
+    check_whole("", k=(cfg.k, 0), seed=(cfg.seed, 0))
     folder = Path(cfg.run)
     identity, records = read_identity(folder), read(folder)
     if identity["command"] != "certify":

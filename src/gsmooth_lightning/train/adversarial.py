@@ -1,14 +1,13 @@
 """Adversarial training of the base classifier."""
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gsmooth_lightning.attack.pgd import check_box
-from gsmooth_lightning.errors import RequestError
+from gsmooth_lightning.attack.pgd import checked_box
+from gsmooth_lightning.errors import at_least, check_whole
 from gsmooth_lightning.smoothed import SmoothedClassifier
 
 
@@ -33,11 +32,9 @@ class AdversarialTraining(nn.Module):
         semantic: bool = True,
     ):
         super().__init__()
-        if not 0 <= epsilon < math.inf or warmup < 0:
-            raise RequestError(f"objective needs epsilon >= 0 and warmup >= 0, got {epsilon} and {warmup}")
-        check_box(box)
-        self.attack, self.epsilon, self.warmup = attack, epsilon, warmup
-        self.box, self.semantic = None if box is None else tuple(box), semantic
+        check_whole("objective", warmup=(warmup, 0))
+        self.attack, self.epsilon, self.warmup = attack, at_least("objective.epsilon", epsilon, 0), warmup
+        self.box, self.semantic = checked_box(box), semantic
 
     def forward(self, smoothed: SmoothedClassifier, x: Tensor, y: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Loss, and the logits it was computed from: x (n, ...), y (n,); `epoch` counts from 0."""

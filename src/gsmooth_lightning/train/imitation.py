@@ -1,12 +1,9 @@
 """What a surrogate learns."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from gsmooth_lightning.errors import RequestError
-from gsmooth_lightning.smoothing.base import positive
+from gsmooth_lightning.errors import at_least, positive
 from gsmooth_lightning.transform import Surrogate
 
 
@@ -27,9 +24,7 @@ class Imitation(nn.Module):
 
     def __init__(self, penalty: float = 0.0, sigma: float = 0.1):
         super().__init__()
-        if not isinstance(penalty, int | float) or not 0 <= penalty < math.inf:
-            raise RequestError(f"imitation.penalty must be a number from 0 on, got {penalty!r}")
-        self.penalty, self.sigma = penalty, positive("imitation.sigma", sigma)
+        self.penalty, self.sigma = at_least("imitation.penalty", penalty, 0), positive("imitation.sigma", sigma)
 
     def forward(self, surrogate: Surrogate, x: Tensor, y: Tensor, xi: Tensor) -> Tensor:
         """The loss: clean images x and transformed ones y, (n, c, h, w), parameters xi, (n, dim)."""

@@ -4,9 +4,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.special import ndtri
 
-from gsmooth_lightning.errors import check_whole
+from gsmooth_lightning.errors import at_least, check_whole, positive
 from gsmooth_lightning.smoothed import SmoothedClassifier
-from gsmooth_lightning.smoothing.base import at_least, positive
 from gsmooth_lightning.train.draws import log_mean_softmax, logits_of_draws
 
 

@@ -10,11 +10,10 @@ from torch.utils.checkpoint import checkpoint
 
 from gsmooth_lightning.confidence import check_alpha
 from gsmooth_lightning.error.base import defects
-from gsmooth_lightning.errors import RequestError, UncertifiableError, check_whole
+from gsmooth_lightning.errors import RequestError, UncertifiableError, at_least, check_whole, positive
 from gsmooth_lightning.preprocess import is_nothing
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Gaussian, LowRankGaussian
-from gsmooth_lightning.smoothing.base import finite, positive
 from gsmooth_lightning.stream import TrainingSource
 from gsmooth_lightning.threat import PixelThreat, Threat, TransformationThreat
 from gsmooth_lightning.transform import Resolvable, compute, is_exact
@@ -49,9 +48,7 @@ class Maximised(nn.Module, ABC):
         check_whole("maximise", n0=(n0, 1), n=(1 if n is None else n, 1), micro_batch=(micro_batch, 1))
         check_alpha(alpha)
         self.n, self.alpha = n, alpha
-        self.n0, self.weight, self.micro_batch = n0, finite("maximise.weight", weight), micro_batch
-        if self.weight < 0:
-            raise RequestError(f"maximise.weight must be at least 0, got {weight!r}")
+        self.n0, self.weight, self.micro_batch = n0, at_least("maximise.weight", weight, 0), micro_batch
 
     @abstractmethod
     def check(self, smoothed: SmoothedClassifier, threat: Threat) -> None:

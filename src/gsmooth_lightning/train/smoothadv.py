@@ -1,13 +1,12 @@
 """SmoothAdv: adversarial training of the smoothed classifier."""
 
-import math
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gsmooth_lightning.attack.pgd import check_box
-from gsmooth_lightning.errors import RequestError
+from gsmooth_lightning.attack.pgd import checked_box
+from gsmooth_lightning.errors import at_least, check_whole
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.train.adversarial import frozen, warmed
 from gsmooth_lightning.train.draws import logits_under, noise_draws, soft_votes_under
@@ -44,13 +43,10 @@ class SmoothAdv(nn.Module):
         semantic: bool = True,
     ):
         super().__init__()
-        if m < 1 or m != int(m) or not 0 <= epsilon < math.inf or warmup < 0:
-            raise RequestError(
-                f"objective needs m >= 1, epsilon >= 0 and warmup >= 0, got m={m}, epsilon={epsilon}, warmup={warmup}"
-            )
-        check_box(box)
-        self.attack, self.epsilon, self.m, self.warmup = attack, epsilon, m, warmup
-        self.box, self.semantic = None if box is None else tuple(box), semantic
+        check_whole("objective", m=(m, 1), warmup=(warmup, 0))
+        self.attack, self.epsilon = attack, at_least("objective.epsilon", epsilon, 0)
+        self.m, self.warmup = m, warmup
+        self.box, self.semantic = checked_box(box), semantic
 
     def forward(self, smoothed: SmoothedClassifier, x: Tensor, y: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Loss, and the logits of the first draw: x (n, ...), y (n,); `epoch` counts from 0."""

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gsmooth_lightning.attack.pgd import check_box
-from gsmooth_lightning.errors import check_whole
+from gsmooth_lightning.attack.pgd import checked_box
+from gsmooth_lightning.errors import at_least, check_whole, positive
 from gsmooth_lightning.smoothed import SmoothedClassifier
-from gsmooth_lightning.smoothing.base import at_least, positive
 from gsmooth_lightning.train.adversarial import frozen
 from gsmooth_lightning.train.draws import log_mean_softmax, logits_under, noise_draws, soft_votes_under
 
@@ -52,10 +51,9 @@ class SmoothMix(nn.Module):
     ):
         super().__init__()
         check_whole("objective", m=(m, 1), steps=(steps, 1))
-        check_box(box)
         self.attack, self.alpha, self.steps = attack, positive("objective.alpha", alpha), steps
         self.weight, self.m = at_least("objective.weight", weight, 0), m
-        self.box, self.semantic = None if box is None else tuple(box), semantic
+        self.box, self.semantic = checked_box(box), semantic
 
     def forward(self, smoothed: SmoothedClassifier, x: Tensor, y: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Loss, and the logits of the first draw: x (n, ...), y (n,); `epoch` counts from 0."""

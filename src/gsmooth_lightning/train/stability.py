@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gsmooth_lightning.errors import at_least
 from gsmooth_lightning.smoothed import SmoothedClassifier
-from gsmooth_lightning.smoothing.base import at_least
 
 
 class StabilityTraining(nn.Module):

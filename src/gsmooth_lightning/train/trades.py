@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gsmooth_lightning.attack.pgd import check_box
-from gsmooth_lightning.errors import check_whole
+from gsmooth_lightning.attack.pgd import checked_box
+from gsmooth_lightning.errors import at_least, check_whole
 from gsmooth_lightning.smoothed import SmoothedClassifier
-from gsmooth_lightning.smoothing.base import at_least
 from gsmooth_lightning.train.adversarial import frozen, warmed
 
 NEAR = 1e-3
@@ -46,11 +45,10 @@ class Trades(nn.Module):
         semantic: bool = True,
     ):
         super().__init__()
-        check_box(box)
         check_whole("objective", warmup=(warmup, 0))
         self.attack, self.epsilon = attack, at_least("objective.epsilon", epsilon, 0)
         self.weight, self.warmup = at_least("objective.weight", weight, 0), warmup
-        self.box, self.semantic = None if box is None else tuple(box), semantic
+        self.box, self.semantic = checked_box(box), semantic
 
     def forward(self, smoothed: SmoothedClassifier, x: Tensor, y: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Loss, and the logits at x + eps: x (n, ...), y (n,); `epoch` counts from 0."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gsmooth_lightning.errors import RequestError, check_whole
+from gsmooth_lightning.errors import check_whole, positive
 from gsmooth_lightning.transform.base import Mover, check_images
 from gsmooth_lightning.transform.geometric import Rotation, Translation, Warp
 
@@ -134,9 +134,7 @@ class MotionBlur(Average):
 
     def __init__(self, frames: int = 13, last: float = 3.0):
         check_whole("transform", frames=(frames, 2))
-        if not 0 < last < math.inf:
-            raise RequestError(f"transform.last must be a positive number, got {last}")
-        times = _evenly(0.0, last, frames)
+        times = _evenly(0.0, positive("transform.last", last), frames)
         weights = [math.exp(-t * t / 2) for t in times]
         super().__init__(Translation(), times, [weight / sum(weights) for weight in weights])
 
