@@ -1,13 +1,15 @@
 """Pictures of what was certified."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from gsmooth_lightning.certify import ABSTAIN
 from gsmooth_lightning.report.curves import Record, blanket, certified_accuracy, envelope, largest, survivors, tradeoff
 from gsmooth_lightning.threat import Threat, TransformationThreat
 
@@ -31,17 +33,17 @@ def report_figure(
         image: index -> clean image of the data set, (c, h, w), for the contact sheet.
         attacked: records of an attack on the same images.
     """
-    places = np.unique(np.linspace(0, len(records) - 1, 2 * COLUMNS).astype(int))
-    shown = {i: image(records[i]["index"]) for i in places} if isinstance(threat, TransformationThreat) else {}
     if not isinstance(threat, TransformationThreat):
-        figure = Figure(figsize=(6.4, 4.8), layout="constrained", facecolor="white")
+        figure = _canvas(6.4, 4.8)
         _curve(figure, records, threat, attacked)
         return figure
-    figure = Figure(figsize=(12, 5.4), layout="constrained", facecolor="white")
+    figure = _canvas(12, 5.4)
     left, right = cast(np.ndarray, figure.subfigures(1, 2, width_ratios=(1.15, 1)))
     _curve(left, records, threat, attacked)
-    sheet = _contact_sheet if shown[0].ndim == 3 else _waveforms
-    sheet(right, [(records[i], x) for i, x in shown.items()], threat)
+    places = np.unique(np.linspace(0, len(records) - 1, 2 * COLUMNS).astype(int))
+    shown = [(records[i], image(records[i]["index"])) for i in places]
+    sheet = _contact_sheet if shown[0][1].ndim == 3 else _waveforms
+    sheet(right, shown, threat)
     return figure
 
 
@@ -55,7 +57,7 @@ def comparison_figure(runs: Mapping[str, Sequence[Record]], with_envelope: bool 
     panels: dict[str, dict[str, Sequence[Record]]] = {}
     for name, records in runs.items():
         panels.setdefault(records[0]["unit"], {})[name] = records
-    figure = Figure(figsize=(7.2 * len(panels), 4.8), layout="constrained", facecolor="white")
+    figure = _canvas(7.2 * len(panels), 4.8)
     for axes, (unit, shown) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         end = 1.05 * max(map(largest, shown.values())) or 1.0
         radii = np.linspace(0, end, 241)
@@ -67,16 +69,14 @@ def comparison_figure(runs: Mapping[str, Sequence[Record]], with_envelope: bool 
             _, value, _, _ = envelope(shown, list(radii))
             axes.plot(radii, value, color=INK, linestyle="--", linewidth=1, label="envelope (best run at each radius)")
         axes.set(xlabel=f"radius ({unit})", ylabel="certified accuracy", xlim=(0, end), ylim=(0, 1.02))
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=8)
+        _plain(axes)
     return figure
 
 
 def imitation_figure(columns: Sequence[tuple[Sequence[float], Tensor, Tensor]]) -> Figure:
     """For each parameter, (parameter, transformed images, their imitations), a column: two rows an image."""
     images = len(columns[0][1])
-    figure = Figure(figsize=(1.1 * len(columns), 2.2 * images), layout="constrained", facecolor="white")
+    figure = _canvas(1.1 * len(columns), 2.2 * images)
     axes = figure.subplots(2 * images, len(columns), squeeze=False)
     figure.suptitle("transformed (above) and imitated (below), by parameter", fontsize=11)
     for k, (parameter, *both) in enumerate(columns):
@@ -92,7 +92,7 @@ def imitation_figure(columns: Sequence[tuple[Sequence[float], Tensor, Tensor]]) 
 def denoising_figure(rows: Mapping[str, Tensor]) -> Figure:
     """Images, (n, c, h, w), a row each, by what was done to them."""
     images = len(next(iter(rows.values())))
-    figure = Figure(figsize=(1.1 * images, 1.3 * len(rows)), layout="constrained", facecolor="white")
+    figure = _canvas(1.1 * images, 1.3 * len(rows))
     axes = figure.subplots(len(rows), images, squeeze=False)
     for row, (name, shown) in zip(axes, rows.items(), strict=True):
         row[0].set_title(name, fontsize=9, loc="left")
@@ -115,23 +115,21 @@ def area_figure(runs: Mapping[str, Sequence[Record]]) -> Figure:
 
 def tradeoff_figure(kinds: Mapping[str, Sequence[tuple[float, float]]], size: str) -> Figure:
     """(size, accuracy) points of one or two kinds, each with its `curves.blanket`; `size` says what they measure."""
-    figure = Figure(figsize=(7.2, 4.8), layout="constrained", facecolor="white")
+    figure = _canvas(7.2, 4.8)
     axes = figure.subplots()
     for (name, points), color in zip(kinds.items(), (BLUE, RED), strict=False):
         axes.plot(*np.transpose(points), "o", markersize=4, color=color, alpha=0.5)
         axes.plot(*np.transpose(blanket(points)), color=color, linewidth=2, label=name)
     axes.set(xlabel=size, ylabel="accuracy (most votes)")
     axes.set_ylim(top=1.02)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8)
+    _plain(axes)
     return figure
 
 
 def sigma_figure(sigmas: Mapping[str, Tensor]) -> Figure:
     """Standard deviations of the noise as images, (c, h, w) each, dark for the least of an image and bright for its
     largest, over all channels alike; of a waveform, (c, t), as a curve (Tecot et al. 2021, Figure 3)."""
-    figure = Figure(figsize=(3.2 * len(sigmas), 3.6), layout="constrained", facecolor="white")
+    figure = _canvas(3.2 * len(sigmas), 3.6)
     for axes, (name, sigma) in zip(figure.subplots(1, len(sigmas), squeeze=False)[0], sigmas.items(), strict=True):
         low, high = float(sigma.min()), float(sigma.max())
         axes.set_title(f"{name}: {low:.3g} to {high:.3g}", fontsize=10)
@@ -141,6 +139,17 @@ def sigma_figure(sigmas: Mapping[str, Tensor]) -> Figure:
         axes.imshow(displayed((sigma - low) / max(high - low, 1e-12)), cmap="gray", vmin=0, vmax=1)
         axes.axis("off")
     return figure
+
+
+def _canvas(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def _plain(axes: Axes, **legend: Any) -> None:
+    """Axes with a legend, a faint grid, and no frame above and at the right."""
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, **legend)
 
 
 def _curve(figure, records: Sequence[Record], threat: Threat, attacked: Sequence[Record]) -> None:
@@ -164,9 +173,7 @@ def _curve(figure, records: Sequence[Record], threat: Threat, attacked: Sequence
         ylim=(0, 1.02),
         title=f"{len(records)} images, alpha = {max(r['alpha'] for r in records):g}, guarantee: {guarantee}",
     )
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower left", fontsize=8)
+    _plain(axes, loc="lower left")
 
 
 def _contact_sheet(figure, shown: Sequence[tuple[Record, Tensor]], threat: TransformationThreat) -> None:
@@ -179,7 +186,7 @@ def _contact_sheet(figure, shown: Sequence[tuple[Record, Tensor]], threat: Trans
         clean = threat.prepare(x[None])
         top, column = 3 * (k // COLUMNS), k % COLUMNS
         good = record["prediction"] == record["label"]
-        name = "abstained" if record["prediction"] == -1 else f"{record['prediction']}"
+        name = "abstained" if record["prediction"] == ABSTAIN else f"{record['prediction']}"
         low, high = threat.box(record["radius"])
         for row, end in enumerate((low, None, high)):
             cell = axes[top + row, column]
@@ -204,12 +211,17 @@ def _waveforms(figure, shown: Sequence[tuple[Record, Tensor]], threat: Transform
         good = record["prediction"] == record["label"]
         for end, color in ((high, BLUE), (None, INK), (low, RED)):
             file = clean if end is None else threat.apply(clean, torch.tensor([end], dtype=torch.float32))
-            pieces = file[0, 0].cpu().tensor_split(min(PIECES, file.shape[2]))
-            least, most = [float(piece.min()) for piece in pieces], [float(piece.max()) for piece in pieces]
-            cell.fill_between(range(len(pieces)), least, most, color=color, linewidth=0)
+            least, most = ranges(file[0], PIECES)
+            cell.fill_between(range(len(least)), least, most, color=color, linewidth=0)
         ends = f": {low[0]:+.3g}, {high[0]:+.3g}" if record["radius"] else ": at 0 alone"
-        name = "abstained" if record["prediction"] == -1 else f"{record['prediction']}{ends}"
+        name = "abstained" if record["prediction"] == ABSTAIN else f"{record['prediction']}{ends}"
         cell.set_title(name, fontsize=7, pad=1, color=INK if good else RED)
+
+
+def ranges(x: Tensor, most: int) -> tuple[list[float], list[float]]:
+    """The least and the largest sample of a waveform, (c, t), in each of so many pieces of the time, or fewer."""
+    pieces = x[0].cpu().tensor_split(min(most, x.shape[1]))
+    return [float(piece.min()) for piece in pieces], [float(piece.max()) for piece in pieces]
 
 
 def displayed(x: Tensor) -> np.ndarray:

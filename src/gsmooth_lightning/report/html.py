@@ -14,9 +14,10 @@ from scipy.stats import hypergeom
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
+from gsmooth_lightning.certify import ABSTAIN
 from gsmooth_lightning.preprocess import is_nothing
 from gsmooth_lightning.report.curves import Record, for_label
-from gsmooth_lightning.report.figures import comparison_figure
+from gsmooth_lightning.report.figures import comparison_figure, displayed, ranges
 from gsmooth_lightning.report.tables import (
     BLACK_BOX,
     MEANING,
@@ -264,8 +265,8 @@ def picked(records: Sequence[Record]) -> dict[str, list[Record]]:
     """The worst and the best images, by kind; every image at most once."""
     right = [r for r in records if r["prediction"] == r["label"]]
     right.sort(key=lambda r: (r["radius"], max(r["counts"]) / max(1, r["n"])))
-    abstained = [r for r in records if r["prediction"] == -1]
-    wrong = [r for r in records if r["prediction"] not in (-1, r["label"])]
+    abstained = [r for r in records if r["prediction"] == ABSTAIN]
+    wrong = [r for r in records if r["prediction"] not in (ABSTAIN, r["label"])]
     best = right[-SHOWN:][::-1]
     kinds = {
         "Wrong prediction, largest radius first": sorted(wrong, key=lambda r: -r["radius"])[:SHOWN],
@@ -317,7 +318,7 @@ def class_name(label: Any, names: Mapping[int, str]) -> str:
     """A class, or several, or what an abstention is called."""
     if isinstance(label, list):
         return ", ".join(class_name(c, names) for c in label)
-    if label == -1:
+    if label == ABSTAIN:
         return "abstained"
     named = names.get(label, str(label))  # MNIST's are such as "7 - seven"
     return named if named.startswith(str(label)) else f"{label} ({named})"
@@ -362,15 +363,14 @@ def pictures(record: Record, threat: Threat, x: Tensor) -> list[tuple[str, str]]
 def picture(x: Tensor) -> str:
     """An image, (c, h, w), as a PNG; a waveform, (c, t), as an SVG of its samples' range in pieces of the time."""
     if x.ndim != 3:
-        pieces = x[0].cpu().tensor_split(min(PIECES, x.shape[1]))
-        tops = [f"{k},{30 - 30 * float(piece.max()):.1f}" for k, piece in enumerate(pieces)]
-        bottoms = [f"{k},{30 - 30 * float(piece.min()) + 0.5:.1f}" for k, piece in enumerate(pieces)]
+        least, most = ranges(x, PIECES)
+        tops = [f"{k},{30 - 30 * value:.1f}" for k, value in enumerate(most)]
+        bottoms = [f"{k},{30 - 30 * value + 0.5:.1f}" for k, value in enumerate(least)]
         points = " ".join(tops + bottoms[::-1])
-        size = f'viewBox="0 0 {len(pieces)} 60" preserveAspectRatio="none"'
+        size = f'viewBox="0 0 {len(least)} 60" preserveAspectRatio="none"'
         drawing = f'<svg xmlns="http://www.w3.org/2000/svg" {size}><polygon points="{points}" fill="#222"/></svg>'
         return data_uri("image/svg+xml", drawing.encode())
-    colours = x if x.shape[0] in (1, 3) else x.mean(0, keepdim=True)
-    drawn = to_pil_image((colours.clamp(0, 1) * 255).round().byte().cpu())
+    drawn = to_pil_image((displayed(x) * 255).round().astype(np.uint8))
     drawn.thumbnail((SIDE, SIDE))
     content = io.BytesIO()
     drawn.save(content, "PNG")

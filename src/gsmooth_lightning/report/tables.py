@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from gsmooth_lightning.certify import ABSTAIN
 from gsmooth_lightning.confidence import proportion_interval
 from gsmooth_lightning.error import Bound
 from gsmooth_lightning.errors import RequestError
@@ -92,10 +93,10 @@ def log_rows(records: Sequence[Record], radii: Sequence[float] | None = None) ->
     return {
         "images": f"{len(records)} (indices {records[0]['index']} to {records[-1]['index']})",
         "inputs": f"radii in {unit}",
-        "abstained": str(sum(r["prediction"] == -1 for r in records)),
+        "abstained": str(sum(r["prediction"] == ABSTAIN for r in records)),
         **accuracy_rows(records, radii if radii is not None else default_radii(None, records), unit),
         **median_row(records, unit),
-        "seconds an image": f"{np.mean([r['seconds'] for r in records]):.3f}",
+        "seconds an image": seconds_an_image(records),
         "guarantee": "as the log's author states it; a log names neither theorem, alpha nor draws",
         "intervals": INTERVALS,
     }
@@ -129,13 +130,12 @@ def certificate_rows(
         "inputs": f"{threat.inputs}; radii in {unit}",
         "base accuracy (no noise, no attack)": share(sum(r["base"] == r["label"] for r in records), n),
         "smoothed accuracy (most votes)": share(sum(chosen(r) == r["label"] for r in records), n),
-        "abstained": str(sum(r["prediction"] == -1 for r in records)),
+        "abstained": str(sum(r["prediction"] == ABSTAIN for r in records)),
     }
     if any("top_k" in r for r in records):
         rows["counts as certified"] = "a label that stays among the k most probable classes"
     rows |= accuracy_rows(records, radii, unit)
     alpha = max(r["alpha"] for r in records)
-    guarantee = sorted({r["guarantee"] for r in records})
     covered = [r["details"]["q_E"] for r in records if "q_E" in r.get("details", {})]
     if covered:
         rows["fraction of images that E covers (q_E)"] = f"at least {rounded(min(covered), up=False)}"
@@ -145,16 +145,26 @@ def certificate_rows(
         **median_row(records, unit),
         **region_rows(records),
         "evaluations an image": f"{np.mean([r['evaluations'] for r in records]):.0f}",
-        "seconds an image": f"{np.mean([r['seconds'] for r in records]):.3f}",
+        "seconds an image": seconds_an_image(records),
         "alpha an image": f"{alpha:g} (of {n} images at most {n * alpha:.2g} false certificates expected)",
         "threat": ELLIPSOID if unit == AXIS else threat.describe(),
-        "guarantee": "; ".join(f"{g}: {MEANING[g]}" for g in guarantee),
+        "guarantee": meanings(records),
         **({"base classifier": BLACK_BOX} if any("base" in r.get("details", {}) for r in records) else {}),
         **rests_on(records),
         **left_rows(records),
         "intervals": INTERVALS,
     }
     return rows
+
+
+def meanings(records: Sequence[Record]) -> str:
+    """The guarantees of records, and what each means."""
+    return "; ".join(f"{g}: {MEANING[g]}" for g in sorted({r["guarantee"] for r in records}))
+
+
+def seconds_an_image(records: Sequence[Record]) -> str:
+    """Their mean."""
+    return f"{np.mean([r['seconds'] for r in records]):.3f}"
 
 
 def region_rows(records: Sequence[Record]) -> dict[str, str]:
@@ -229,7 +239,7 @@ def contradictions(attacked: Record, certificate: Record, chance: float = CHANCE
     At chance = 1, and in stores without votes, the predictions decide.
     """
     kept = certificate["prediction"]
-    if kept == -1:
+    if kept == ABSTAIN:
         return 0
     changed = np.array(attacked["smoothed"]) != kept
     if "votes" in attacked:
@@ -247,40 +257,41 @@ def bound_rows(
     sigma: of the noise, in whose units records keep them; None: it has several, and their units are shown. Those in
     latent space, whose curves have rows (radius, a, E), stay in these units.
     """
-    scale = sigma or 1.0
     if any(len(row) > 2 for r in records for row in r.get("curve", ())):
         own = [r["details"] | {"slope": r["slope"]} for r in records]
-        return {
-            "images": f"{len(records)} ({images})",
-            "data": source,
-            "inputs": f"{threat.inputs}; radii in {threat.unit}",
-            **quantile_rows([r["value"] for r in records], own, threat.unit),
-            "threat": threat.describe(),
-            "guarantee": "; ".join(f"{g}: {MEANING[g]}" for g in sorted({r["guarantee"] for r in records})),
-            **rests_on(records),
-            "seconds an image": f"{np.mean([r['seconds'] for r in records]):.3f}",
-        }
+        unit, rows = f"radii in {threat.unit}", quantile_rows([r["value"] for r in records], own, threat.unit)
+    else:
+        unit, rows = unit_of_e(sigma), pixel_bound_rows(records, sigma or 1.0)
+    return {
+        "images": f"{len(records)} ({images})",
+        "data": source,
+        "inputs": f"{threat.inputs}; {unit}",
+        **rows,
+        "threat": threat.describe(),
+        "guarantee": meanings(records),
+        **rests_on(records),
+        "seconds an image": seconds_an_image(records),
+    }
+
+
+def pixel_bound_rows(records: Sequence[Record], scale: float) -> dict[str, str]:
+    """E, rho and alpha_E of bounds at the input, E in their units times a scale."""
     parts = scale * np.array([r.get("parts") or [r["value"]] for r in records])  # (images, parts)
     rho = np.array([r["rho"] for r in records])
     largest = [scale * r["details"]["largest"] for r in records if "largest" in r["details"]]
-    rows = {
-        "images": f"{len(records)} ({images})",
-        "data": source,
-        "inputs": f"{threat.inputs}; E in " + (f"l2, sigma {sigma:g}" if sigma else "units of the noise's sigmas"),
-    }
-    for level in (0.5, 0.9, 0.99, 1.0):
-        rows[f"E, {level:.0%} quantile over images"] = _numbers(np.quantile(parts, level, axis=0))
-    rows |= {
+    levels = (0.5, 0.9, 0.99, 1.0)
+    return {
+        **{f"E, {q:.0%} quantile over images": _numbers(np.quantile(parts, q, axis=0)) for q in levels},
         "mean E": _numbers(parts.mean(0)),
         "largest defect seen": f"{max(largest):.4f}" if largest else "none measured",
         "rho, median and largest": f"{np.median(rho):.4g}, {rho.max():.4g}",
         "alpha_E an image": f"{max(r['alpha'] for r in records):g}",
-        "threat": threat.describe(),
-        "guarantee": "; ".join(f"{g}: {MEANING[g]}" for g in sorted({r["guarantee"] for r in records})),
-        **rests_on(records),
-        "seconds an image": f"{np.mean([r['seconds'] for r in records]):.3f}",
     }
-    return rows
+
+
+def unit_of_e(sigma: float | None) -> str:
+    """In what E is shown (see `bound_rows`)."""
+    return "E in " + (f"l2, sigma {sigma:g}" if sigma else "units of the noise's sigmas")
 
 
 def calibrated_rows(
@@ -302,7 +313,7 @@ def calibrated_rows(
     rows = {
         "images": f"{len(norms)} ({images}), {norms.shape[1]} draws each",
         "data": source,
-        "inputs": f"{threat.inputs}; E in " + (f"l2, sigma {sigma:g}" if sigma else "units of the noise's sigmas"),
+        "inputs": f"{threat.inputs}; {unit_of_e(sigma)}",
     }
     if bound is not None:
         rows["E"] = ", ".join(rounded(scale * part, up=True) for part in bound.parts)
@@ -313,10 +324,8 @@ def calibrated_rows(
         rows[f"defect, {level:.1%} quantile"] = _numbers(np.quantile(flat, level, axis=0))
     rows |= {"largest defect seen": _numbers(flat.max(0)), "threat": threat.describe()}
     if bound is not None:
-        rows |= {
-            "guarantee": f"{bound.guarantee}: {MEANING[bound.guarantee]}",
-            **rests_on([{"details": bound.details}]),
-        }
+        stated = [{"guarantee": bound.guarantee, "details": bound.details}]
+        rows |= {"guarantee": meanings(stated), **rests_on(stated)}
     return rows | {"seconds an image": f"{seconds:.3f}"}
 
 
@@ -377,7 +386,7 @@ def summary_rows(records: Sequence[Record]) -> dict[str, str]:
     if "evaluations" in records[0]:
         rows["evaluations"] = str(sum(r["evaluations"] for r in records))
     if "prediction" in records[0]:
-        abstained = sum(r["prediction"] == -1 for r in records)
+        abstained = sum(r["prediction"] == ABSTAIN for r in records)
         rows["abstained"] = f"{abstained} of {len(records)}"
         spent = sum(r["alpha"] for r in records)
         rows["alpha spent"] = f"{spent:.4g} over all images: at most so many false certificates expected"

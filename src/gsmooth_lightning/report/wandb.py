@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
+from gsmooth_lightning.certify import ABSTAIN
 from gsmooth_lightning.data.speech_commands import RATE
 from gsmooth_lightning.report.curves import Record, by_area, certified_accuracy, largest, survivors
 from gsmooth_lightning.report.figures import comparison_figure, displayed, report_figure
@@ -116,7 +117,7 @@ def measures(record: Record, threat: Threat) -> dict[str, float]:
         radii = default_radii(threat, []) if isinstance(threat, TransformationThreat) else np.arange(0, 2.01, 0.25)
         found = {f"certified at {r:g} {threat.unit}": float(hit and record["radius"] >= r) for r in radii}
         spent = {name: float(record[name]) for name in ("evaluations", "seconds")}
-        return found | {"abstained": float(record["prediction"] == -1), **spent}
+        return found | {"abstained": float(record["prediction"] == ABSTAIN), **spent}
     if "gammas" in record:
         return {f"accuracy under attack, {who}": float(survivors([record], who)) for who in ("base", "smoothed")}
     return {"E": float(record["value"])} if "value" in record and np.isfinite(record["value"]) else {}
