@@ -70,10 +70,11 @@ def line(start: Tensor, direction: Tensor, half: Tensor, order: int = 4) -> Jet:
     Args:
         order: n, of the polynomials. The rest of a network's jet falls as half^n.
 
-    Raises UncertifiableError for an order that is not between 2 and 4, and for a half that is negative.
+    Raises:
+        UncertifiableError: an order that is not between 2 and 4, or a half that is negative.
     """
     if order not in ORDERS or not (half >= 0).all():
-        raise UncertifiableError(f"A jet has an order from 2 to 4 and reaches from -half to half, got {order}, {half}.")
+        raise UncertifiableError(f"a jet has an order from 2 to 4 and reaches from -half to half, got {order}, {half}")
     terms = torch.stack([start, direction, *[torch.zeros_like(start)] * (order - 1)])
     return Jet(terms, half, torch.zeros_like(half))
 
@@ -87,7 +88,8 @@ def through(network: nn.Module, jet: Jet, norms: Norms | None = None) -> Jet:
             nn.PixelShuffle and nn.Identity in nn.Sequential and Skip.
         norms: norms of its convolutions from an earlier call, for images of given sizes. New ones are added.
 
-    Raises UncertifiableError for other layers, and for settings of these whose norm is not known.
+    Raises:
+        UncertifiableError: other layers, or settings of these whose norm is not known.
     """
     norms = {} if norms is None else norms
     kind = type(network)  # a subclass may compute something else
@@ -124,13 +126,13 @@ def _conv(conv: nn.Conv2d, jet: Jet, norms: Norms) -> Jet:
 def _pool(pool: nn.AvgPool2d, jet: Jet, norms: Norms) -> Jet:
     k, options = pool.kernel_size, (pool.stride, pool.padding, pool.ceil_mode, pool.divisor_override)
     if not isinstance(k, int) or options != (k, 0, False, None):
-        raise UncertifiableError(f"The norm of {pool} is not known.")
+        raise UncertifiableError(f"the norm of {pool} is not known; use nn.AvgPool2d(k) without options")
     return _linear(pool, 1 / k, jet)
 
 
 def _upsample(upsample: nn.Upsample, jet: Jet, norms: Norms) -> Jet:
     if (upsample.mode, upsample.scale_factor) != ("nearest", 2):
-        raise UncertifiableError(f"The norm of {upsample} is not known.")
+        raise UncertifiableError(f"the norm of {upsample} is not known; use nn.Upsample(scale_factor=2)")
     return _linear(upsample, 2.0, jet)
 
 
@@ -164,7 +166,7 @@ def _silu_terms(x: Tensor, n: int) -> list[Tensor]:
 def _group_norm(module: nn.GroupNorm, jet: Jet, norms: Norms) -> Jet:
     """gamma G(w) + beta in each group, G as for NORMALISED, w the entries less their mean, an orthogonal projection."""
     if not module.affine or module.eps <= 0:
-        raise UncertifiableError(f"A jet does not pass through {module}: it needs affine=True and eps > 0.")
+        raise UncertifiableError(f"a jet does not pass through {module}; use affine=True and eps > 0")
     n, shape = len(jet.terms) - 1, jet.terms.shape
     gamma, beta = (part.to(jet.terms).view(-1, 1, 1) for part in (module.weight, module.bias))
     w = jet.terms.reshape(*shape[:2], module.num_groups, -1)

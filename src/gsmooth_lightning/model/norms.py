@@ -27,7 +27,7 @@ def conv_norm(conv: nn.Conv2d, height: int, width: int) -> float:
         UncertifiableError: groups, a dilation, or another padding than zeros.
     """
     if conv.groups != 1 or conv.dilation != (1, 1) or conv.padding_mode != "zeros":
-        raise UncertifiableError("the norm of a convolution is known for groups=1, dilation=1 and zero padding")
+        raise UncertifiableError("the norm of this convolution is not known; use groups=1, dilation=1 and zero padding")
     (a, b), (outputs, inputs, *kernel) = conv.stride, conv.weight.shape
     sides = zip((height, width), kernel, (a, b), strict=True)
     rows, columns = (math.ceil((n + k - 1) / stride) for n, k, stride in sides)

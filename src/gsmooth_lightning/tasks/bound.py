@@ -1,13 +1,14 @@
 """`gsmooth bound`: the interpolation error of images, once, for `certify bounds=STORE`."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
-from gsmooth_lightning.certify.store import check_identity, read, read_identity
+from gsmooth_lightning.certify.store import Record, check_identity, read, read_identity
 from gsmooth_lightning.error import CalibratedBound, Conditions, ErrorBound, StoredBound
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.lit import BoundModule
@@ -16,7 +17,7 @@ from gsmooth_lightning.tasks.dashboard import log_store
 from gsmooth_lightning.tasks.launch import command
 from gsmooth_lightning.tasks.report import show
 from gsmooth_lightning.tasks.run import Run
-from gsmooth_lightning.tasks.setup import calibration_images, prepare, smoothed_classifier
+from gsmooth_lightning.tasks.setup import calibration_images, prepare, settings_of, smoothed_classifier
 
 SHARED = ("data", "error", "seed", "block", "device", "versions")
 """What a stored bound and a certificate have in common; `Conditions` compares classifier and threat."""
@@ -42,7 +43,7 @@ def stored_bound(folder: Path, error: ErrorBound, run: Run) -> ErrorBound:
     """The bound that `gsmooth bound` made, for this run.
 
     Raises:
-        RequestError: it was made for other data, images or settings.
+        RequestError: it was made for other data, images or settings, or its configuration cannot be read.
         UncertifiableError: it was made for another classifier or threat (see `Conditions`).
     """
     if read_identity(folder)["command"] != "bound":
@@ -51,16 +52,21 @@ def stored_bound(folder: Path, error: ErrorBound, run: Run) -> ErrorBound:
     mine, own = run.identity.get("own code", {}), read_identity(folder).get("own code", {})
     if changed := [module for module, made in own.items() if mine.get(module) != made]:
         raise RequestError(f"the bounds in {folder} were made with another {', '.join(changed)}; bound the error again")
-    made = cast(DictConfig, OmegaConf.load(folder / "config.yaml"))
+    made = settings_of(folder)
     smoothed, threat = smoothed_classifier(made, nn.Identity()), instantiate(made.threat)
     conditions, records = Conditions(smoothed, threat), read(folder)
     conditions.check(run.smoothed, run.threat)  # type: ignore[arg-type]  # of a transformation: the certifier checks it
     if not isinstance(error, CalibratedBound):
         return StoredBound(records, conditions, error)
-    fitted = error.fit({r["index"]: r["norms"] for r in records}, smoothed, threat)
+    fitted = error.fit(norms_of(records), smoothed, threat)
     covered = rounded(fitted.details["q_E"], up=False)
     print(f"E = {rounded(fitted.value, up=True)} with rho = {fitted.rho:.4g} for a fraction q_E >= {covered} of images")
     return error
+
+
+def norms_of(records: Sequence[Record]) -> dict[int, Any]:
+    """The measured defects of calibration images, by index."""
+    return {record["index"]: record["norms"] for record in records}
 
 
 def main() -> None:

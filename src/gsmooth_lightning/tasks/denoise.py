@@ -13,17 +13,8 @@ from gsmooth_lightning.lit import DenoiserModule
 from gsmooth_lightning.model import load_weights
 from gsmooth_lightning.model.fused import check_runs
 from gsmooth_lightning.tasks.launch import command
-from gsmooth_lightning.tasks.setup import (
-    CLASSIFIER,
-    data_module,
-    file_hash_of,
-    identity_of,
-    plain,
-    seeded_network,
-    smoothed_classifier,
-    versions,
-)
-from gsmooth_lightning.tasks.train import fit_and_show
+from gsmooth_lightning.tasks.setup import CLASSIFIER, data_module, file_hash_of, seeded_network, smoothed_classifier
+from gsmooth_lightning.tasks.train import fit_and_show, training_identity
 
 
 def denoise(cfg: DictConfig) -> Path:
@@ -35,13 +26,8 @@ def denoise(cfg: DictConfig) -> Path:
     if cfg.denoiser is None:
         raise RequestError("there is no denoiser to train; give denoiser=dncnn or denoiser=unet")
     files = {option: cfg[option] for option in ("checkpoint", "denoiser_checkpoint")}
-    identity = {
-        "command": "denoise",
-        **identity_of(cfg, (*CLASSIFIER, "denoiser", "denoising", "train")),
-        "augment": plain(cfg.data.augment),
-        "start": {option: file_hash_of(file, option) for option, file in files.items() if file is not None},
-        "versions": versions(),
-    }
+    identity = training_identity(cfg, "denoise", (*CLASSIFIER, "denoiser", "denoising", "train"))
+    identity["start"] = {option: file_hash_of(file, option) for option, file in files.items() if file is not None}
 
     def module(*optimization: Any) -> DenoiserModule:
         classifier: nn.Module = nn.Identity()

@@ -155,16 +155,9 @@ def show(
         log: told the folder, the table's columns and the figures.
         refused: certificates that do not apply, with the reason: compares the others, a row each, above the table.
     """
-    if not stores:
-        raise RequestError("there is nothing to report; name stores=[FOLDER,...]")
-    if radii is not None and (isinstance(radii, str) or not all(isinstance(r, int | float) and r >= 0 for r in radii)):
-        raise RequestError(f"radii must be a list of numbers from 0 on, such as [0,10,20], got {radii}")
-    if not isinstance(envelope, bool):
-        raise RequestError(f"envelope must be true or false, got {envelope!r}")
+    check_options(stores, radii, envelope=envelope, area=area)
     paths = [Path(store) for store in stores]
     changes = {key: value for key, value in (("alpha", alpha), ("bounds", bounds)) if value is not None}
-    if not isinstance(area, bool):
-        raise RequestError(f"area must be true or false, got {area!r}")
     loaded = [with_other_bounds(source, changes, top_k) for source in map(load, paths)]
     if area:
         if any(source.kind == "attack" for source in loaded):
@@ -190,9 +183,35 @@ def show(
     figures = {"report.png": picture(sources, runs, envelope)} if runs else {}
     if area:
         figures["area.png"] = area_figure(runs)
+    write(target, files, figures)
+    if log is not None:
+        log(target, columns, figures)
+    table = text(columns if refused is None else by_run(columns))
+    print(table)
+    print("written:", *files, *(target / name for name in figures))
+    return table
+
+
+def check_options(stores: Sequence[str | Path], radii: Sequence[float] | None, **switches: bool) -> None:
+    """Refuses options of the wrong kind before anything is read."""
+    if not stores:
+        raise RequestError("there is nothing to report; name stores=[FOLDER,...]")
+    if radii is not None and (isinstance(radii, str) or not all(isinstance(r, int | float) and r >= 0 for r in radii)):
+        raise RequestError(f"radii must be a list of numbers from 0 on, such as [0,10,20], got {radii}")
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise RequestError(f"{name} must be true or false, got {value!r}")
+
+
+def write(target: Path, texts: Mapping[Path, str], figures: Mapping[str, Figure]) -> None:
+    """Writes texts, and figures into the folder `target`.
+
+    Raises:
+        RequestError: one of them cannot be written.
+    """
     try:
         target.mkdir(parents=True, exist_ok=True)
-        for path, content in files.items():
+        for path, content in texts.items():
             path.write_text(content)
         for name, figure in figures.items():
             figure.savefig(target / name, dpi=150)
@@ -200,12 +219,6 @@ def show(
         raise RequestError(
             f"cannot write {failure.filename or target} ({failure.strerror}); set out=FOLDER, and cohen=FILE, elsewhere"
         ) from failure
-    if log is not None:
-        log(target, columns, figures)
-    table = text(columns if refused is None else by_run(columns))
-    print(table)
-    print("written:", *files, *(target / name for name in figures))
-    return table
 
 
 def shown_radii(source: Source, runs: Mapping[str, Sequence[Record]]) -> list[float]:

@@ -11,17 +11,8 @@ from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.lit import SigmaModule
 from gsmooth_lightning.model import fused
 from gsmooth_lightning.tasks.launch import command
-from gsmooth_lightning.tasks.setup import (
-    CLASSIFIER,
-    data_module,
-    identity_of,
-    plain,
-    smoothed_classifier,
-    trained_network,
-    versions,
-    weights,
-)
-from gsmooth_lightning.tasks.train import fit_and_show
+from gsmooth_lightning.tasks.setup import CLASSIFIER, data_module, smoothed_classifier, trained_network, weights
+from gsmooth_lightning.tasks.train import fit_and_show, training_identity
 
 
 def sigma(cfg: DictConfig) -> Path:
@@ -34,13 +25,7 @@ def sigma(cfg: DictConfig) -> Path:
         raise RequestError("sigma starts from noise=gaussian; leave learned out")
     cfg = cfg.copy()
     cfg.train = cfg.learn
-    identity = {
-        "command": "sigma",
-        **identity_of(cfg, (*CLASSIFIER, "scales", "maximise", "train")),
-        "augment": plain(cfg.data.augment),
-        **weights(cfg),
-        "versions": versions(),
-    }
+    identity = training_identity(cfg, "sigma", (*CLASSIFIER, "scales", "maximise", "train")) | weights(cfg)
 
     def module(*optimization: Any) -> SigmaModule:
         network = trained_network(cfg, "sigma")

@@ -10,8 +10,8 @@ from omegaconf import DictConfig
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.lit import SurrogateModule
 from gsmooth_lightning.tasks.launch import command
-from gsmooth_lightning.tasks.setup import data_module, identity_of, plain, versions
-from gsmooth_lightning.tasks.train import fit_and_show
+from gsmooth_lightning.tasks.setup import data_module
+from gsmooth_lightning.tasks.train import fit_and_show, training_identity
 from gsmooth_lightning.threat import TransformationThreat
 
 
@@ -22,12 +22,7 @@ def surrogate(cfg: DictConfig) -> Path:
     threat = instantiate(cfg.threat)
     if not isinstance(threat, TransformationThreat):
         raise RequestError("a surrogate imitates a transformation; use threat=zoom_blur or another one")
-    identity = {
-        "command": "surrogate",
-        **identity_of(cfg, ("data", "threat", "seed", "network", "imitation", "train")),
-        "augment": plain(cfg.data.augment),
-        "versions": versions(),
-    }
+    identity = training_identity(cfg, "surrogate", ("data", "threat", "seed", "network", "imitation", "train"))
 
     def module(*optimization: Any) -> SurrogateModule:
         transform = threat.transform

@@ -55,13 +55,8 @@ def train(cfg: DictConfig) -> Path:
     """
     if cfg.denoiser is not None:
         raise RequestError("train is for the classifier alone; leave denoiser out, and train that by `gsmooth denoise`")
-    identity = {
-        "command": "train",
-        **identity_of(cfg, (*CLASSIFIER, "objective", "train")),
-        "augment": plain(cfg.data.augment),
-        "start": None if cfg.checkpoint is None else file_hash_of(cfg.checkpoint, "checkpoint"),
-        "versions": versions(),
-    }
+    identity = training_identity(cfg, "train", (*CLASSIFIER, "objective", "train"))
+    identity["start"] = None if cfg.checkpoint is None else file_hash_of(cfg.checkpoint, "checkpoint")
 
     def module(*optimization: Any) -> ClassifierModule:
         network = seeded_network(cfg)
@@ -74,6 +69,12 @@ def train(cfg: DictConfig) -> Path:
         return ClassifierModule(smoothed, threat, instantiate(cfg.objective), *optimization)
 
     return fit(cfg, identity, module, "classifier.ckpt")
+
+
+def training_identity(cfg: DictConfig, command: str, groups: tuple[str, ...]) -> dict[str, Any]:
+    """What a training's result depends on, files of weights apart."""
+    own = {"command": command, "augment": plain(cfg.data.augment), "versions": versions()}
+    return identity_of(cfg, groups) | own
 
 
 def fit(cfg: DictConfig, identity: dict[str, Any], make: Callable[..., OptimizedModule], name: str) -> Path:

@@ -10,7 +10,7 @@ import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,7 +34,7 @@ from gsmooth_lightning.lit.certification import StoredPrediction
 from gsmooth_lightning.plans import FixedN, GroupSequential
 from gsmooth_lightning.report.html import Audit, Difference, audit_page, check_shown
 from gsmooth_lightning.smoothed import SmoothedClassifier
-from gsmooth_lightning.tasks.bound import stored_bound
+from gsmooth_lightning.tasks.bound import norms_of, stored_bound
 from gsmooth_lightning.tasks.launch import MOVABLE, command, without_leftovers
 from gsmooth_lightning.tasks.run import Run
 from gsmooth_lightning.tasks.setup import (
@@ -84,17 +84,13 @@ def verify(cfg: DictConfig) -> Audit:
     if cfg.k:
         check_drawable(folder, identity, certifier)
     smoothed, store = smoothed_classifier(settings, nn.Identity()), calibration_store(folder, settings, certifier)
-    fitted: Bound | None = None if store is None else certifier.error.fit(norms_of(store), smoothed, threat)
+    fitted: Bound | None = None if store is None else certifier.error.fit(norms_of(read(store)), smoothed, threat)
 
-    differences, readable = listing(folder, records, visited), []
-    for record in records:
-        try:
-            differences += arithmetic(record, certifier, smoothed, threat, settings.seed, fitted)
-            differences += labelling(record, split)
-            check_shown(record, threat)
-            readable.append(record)
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as failure:
-            differences.append(Difference(name(record), "record", record, f"no certificate ({failure!r})", "read as"))
+    numbers = partial(
+        arithmetic, certifier=certifier, smoothed=smoothed, threat=threat, seed=settings.seed, fitted=fitted
+    )
+    readable, differences = reading(records, numbers, split, threat)
+    differences = listing(folder, records, visited) + differences
     if not readable:
         raise RequestError(f"{folder} holds no finished image that can be read; verify it later, or restore the store")
 
@@ -231,11 +227,6 @@ def calibration_store(folder: Path, settings: DictConfig, certifier: Any) -> Pat
     raise RequestError(f"the calibration of {folder} is missing; put the store that its bounds=... named at {place}")
 
 
-def norms_of(store: Path) -> dict[int, Any]:
-    """The measured defects of a calibration store, by image."""
-    return {record["index"]: record["norms"] for record in read(store)}
-
-
 # ---------------------------------------------------------------- without drawing
 
 
@@ -254,6 +245,24 @@ def listing(folder: Path, records: Sequence[Record], visited: Sequence[int]) -> 
         found += [Difference(f"image {i}", "record", None, "one", "by config.yaml") for i in lacking]
     more = sorted(done - set(visited))
     return found + [Difference(f"image {i}", "record", "one", "none", "by config.yaml") for i in more]
+
+
+def reading(
+    records: Sequence[Record], numbers: Callable[[Record], Iterator[Difference]], split: Inputs, threat: Threat
+) -> tuple[list[Record], list[Difference]]:
+    """The records that can be read and shown, and what contradicts them (see `arithmetic` and `labelling`) or cannot be
+    read: a store may hold anything."""
+    readable: list[Record] = []
+    differences: list[Difference] = []
+    for record in records:
+        try:
+            differences += numbers(record)
+            differences += labelling(record, split)
+            check_shown(record, threat)
+            readable.append(record)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as failure:
+            differences.append(Difference(name(record), "record", record, f"no certificate ({failure!r})", "read as"))
+    return readable, differences
 
 
 def arithmetic(
