@@ -9,9 +9,10 @@ import itertools
 import numpy as np
 import pandas as pd
 from scipy.stats import binom
+from torch import nn
 
-from gsmooth_lightning.confidence import EARLY, looks_up_to
-from gsmooth_lightning.predict import FIRST, leads
+from gsmooth_lightning.predict import Predictor, leads
+from gsmooth_lightning.smoothed import SmoothedClassifier
 
 N, ALPHA, BLOCK = 10_000, 1e-3, 64
 
@@ -23,11 +24,9 @@ def counts_of_two(look: int) -> np.ndarray:
 
 def sequential(p: float) -> tuple[float, float]:
     """(mean draws, probability of the first class), by the law of the votes among paths that have not stopped."""
-    looks = looks_up_to(N, BLOCK, FIRST)
-    early = EARLY * ALPHA / (len(looks) - 1)
-    levels = [early] * (len(looks) - 1) + [ALPHA - early * (len(looks) - 1)]
+    predictor = Predictor(SmoothedClassifier(nn.Identity(), 2, block=BLOCK), N, ALPHA)
     alive, draws, right = np.ones(1), 0.0, 0.0
-    for (seen, look), level in zip(itertools.pairwise((0, *looks)), levels, strict=True):
+    for (seen, look), level in zip(itertools.pairwise((0, *predictor.looks)), predictor.levels, strict=True):
         draws += alive.sum() * (look - seen)
         alive = np.convolve(alive, binom.pmf(np.arange(look - seen + 1), look - seen, p))
         counts = counts_of_two(look)

@@ -135,6 +135,15 @@ def test_a_wider_bound_is_another_run(checkpoint, here):
     assert len(records(here / "run")) == 2
 
 
+def test_bounds_without_their_configuration_are_refused(checkpoint, here):
+    """The classifier and threat that they were made for stand in config.yaml."""
+    run_task("bound", *SMALL, "images.first=1", "store=bounds")
+    (here / "bounds" / "config.yaml").unlink()
+    ended = run_main("certify", *SMALL, f"checkpoint={checkpoint}", "images.first=1", "bounds=bounds", "store=run")
+    one_sentence(ended, "bounds has no readable config.yaml")
+    assert not (here / "run").exists()
+
+
 def test_nested_stores_in_reports(checkpoint, here):
     """All draws abstain: no class has most votes. An attack of the flat classifier contradicts nothing nested."""
     nested = ("certify=nested", "error=image_hard", "certify.inner.n=64", "sampling.n0=8", "sampling.n=16")
