@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from gsmooth_lightning.certify import transfer
 from gsmooth_lightning.smoothing import Exponential, FoldedNormal, Gaussian, Laplace, Law, Rayleigh, Uniform
 
 
@@ -34,6 +35,11 @@ LAWS = {
 IN_BOXES = ["gaussian", "laplace", "uniform", "exponential"]
 ONE_SIDED = ["exponential", "folded normal"]
 every_law = pytest.mark.parametrize("name", LAWS)
+
+
+def required(law, size):
+    """The pA above which the law's transfer leaves more than 1/2."""
+    return transfer.required(law.transfer, size)
 
 
 def law_of(name) -> Law:

@@ -125,7 +125,10 @@ def sampled(p: ArrayLike, slack: float) -> np.ndarray:
 
 
 def required(transfer: Transfer, radius: float) -> float:
-    """The pA above which T_radius(pA) > 1/2, rounded up; 1 where no pA suffices."""
+    """The pA above which T_radius(pA) > 1/2, rounded up; 1 where no pA suffices.
+
+    Not 1 - T_radius(1/2) in general: the two agree for laws whose shifts by delta and -delta cost alike.
+    """
 
     def surplus(p: float) -> float:
         return float(transfer(p, radius)) - 0.5 - MARGIN

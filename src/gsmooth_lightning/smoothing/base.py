@@ -16,8 +16,8 @@ class Law(nn.Module, ABC):
     """Law of an additive random quantity Z in R^d: parameters theta or pixel noise epsilon.
 
     An attack shifts Z by delta. `gauge` measures delta in the law's own units, `transfer` says what is left of a
-    probability p after such a shift, `radius` and `required` invert it (theory.md sections 1 and 2). `radius` and
-    `required` work for every law; a law overrides them where it has a closed form.
+    probability p after such a shift, `radius` inverts it for every law (theory.md sections 1 and 2); a law overrides
+    it where it has a closed form.
 
     Attributes:
         norm: the norm of the ball that `reach` measures, "l1" or "l2"; any for a law of one parameter.
@@ -73,19 +73,6 @@ class Law(nn.Module, ABC):
         """Largest gauge of a shift that keeps transfer(pa) above 1 - transfer(1 - pb); 0 where pa <= pb."""
         pa, pb = np.broadcast_arrays(np.asarray(pa, dtype=float), np.asarray(pb, dtype=float))
         return largest(lambda size: self.transfer(pa, size) > 1 - self.transfer(1 - pb, size), pa > pb)
-
-    def required(self, size: ArrayLike):
-        """The pA above which transfer(pA, size) > 1/2; 1 where no pA suffices. Not 1 - transfer(1/2, size) in general.
-
-        The two agree for laws whose shifts by delta and -delta cost alike. They differ for one-sided ones.
-        """
-        low = np.zeros(np.shape(size))
-        high = np.ones(np.shape(size))
-        for _ in range(64):
-            middle = (low + high) / 2
-            enough = self.transfer(middle, size) > 0.5
-            low, high = np.where(enough, low, middle), np.where(enough, middle, high)
-        return high
 
     def interval(self, pa: float, pb: float) -> tuple[float, float]:
         """(low, high): every shift between them is certified, in the units of Z, for a law of one parameter.

@@ -64,10 +64,6 @@ class Exponential(Law):
         with np.errstate(divide="ignore"):
             return np.where(pa > pb, -np.log(np.minimum((1 - pa) + pb, 1.0)), 0.0)
 
-    def required(self, size: ArrayLike):
-        """1 - e^-size / 2."""
-        return 1 - np.exp(-np.asarray(size)) / 2
-
     def reach(self, size: ArrayLike):
         """size / rate: an l1 radius of shifts >= 0."""
         return np.asarray(size) / self.rate

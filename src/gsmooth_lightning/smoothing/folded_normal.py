@@ -63,10 +63,6 @@ class FoldedNormal(Law):
         a, b = -ndtri((1 - pa) / 2), -ndtri(pb / 2)
         return largest(lambda size: ndtr(size - a) + ndtr(size - b) < 0.5, pa > pb)
 
-    def required(self, size: ArrayLike):
-        """2 Phi(z(3/4) + size) - 1."""
-        return 1 - 2 * ndtr(-ndtri(0.75) - np.asarray(size))
-
     def reach(self, size: ArrayLike):
         """sigma * size."""
         return self.sigma * np.asarray(size)

@@ -131,10 +131,6 @@ class Gaussian(Law):
         pa, pb = np.asarray(pa, dtype=float), np.asarray(pb, dtype=float)
         return np.where(pa > pb, (ndtri(pa) - ndtri(pb)) / 2, 0.0)
 
-    def required(self, size: ArrayLike):
-        """Phi(size)."""
-        return ndtr(size)
-
     def reach(self, size: ArrayLike):
         """sigma * size: an l2 radius; for other laws than isotropic ones that of the ellipsoid's inscribed ball."""
         if self.cholesky is not None:

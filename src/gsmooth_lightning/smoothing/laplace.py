@@ -70,10 +70,6 @@ class Laplace(Law):
         pa, pb = np.asarray(pa, dtype=float), np.asarray(pb, dtype=float)
         return np.where(pa > pb, (laplace.ppf(pa) - laplace.ppf(pb)) / 2, 0.0)
 
-    def required(self, size: ArrayLike):
-        """F(size)."""
-        return laplace.cdf(size)
-
     def reach(self, size: ArrayLike):
         """b * size: an l1 radius (for l2 divide by sqrt(d), for l_inf by d)."""
         return self.b * np.asarray(size)

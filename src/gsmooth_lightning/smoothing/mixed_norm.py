@@ -148,18 +148,6 @@ class _Radial(Law):
             radius = max(radius * (1 - 1e-5) - 1e-6, 0.0)
         return radius
 
-    def required(self, size: ArrayLike):
-        """M(ln lambda) + (M(-ln lambda) - 1/2) / lambda: above it lambda p - D(lambda) > 1/2."""
-        return np.vectorize(self._required, otypes=[float])(size)
-
-    def _required(self, size: float) -> float:
-        if size == 0:
-            return 0.5
-        if not size < math.inf:
-            return 1.0
-        level = _root(lambda level: 0.5 - self._near(-level, size))
-        return min(self._above(level, size) + math.exp(-level) * (self._above(-level, size) - 0.5), 1.0)
-
     # -------------------------------------------------- M(l)
 
     def _above(self, level: float, size: float) -> float:
@@ -286,8 +274,7 @@ class MixedLinf(Law):
         k: a whole number from 0 to D / 2.
         shape: shape of Z, D numbers in all.
         draws: n.
-        alpha: probability that `transfer`, `radius` and `required` are wrong at all, once for every certificate made
-            with them.
+        alpha: probability that `transfer` and `radius` are wrong at all, once for every certificate made with them.
 
     Raises:
         RequestError: sigma, k, shape, draws or alpha out of range.
@@ -416,18 +403,6 @@ class MixedLinf(Law):
             return float(self.sizes[kept - 1]) if kept else 0.0
 
         return np.vectorize(last, otypes=[float])(pa, pb)
-
-    def required(self, size: ArrayLike):
-        """min over lambda of 1 - (S(lambda) - 1/2) / lambda, at the next size of the grid."""
-
-        def least(size: float) -> float:
-            step = int(np.searchsorted(self.sizes, size))
-            if size == 0 or step >= len(self.sizes):
-                return 0.5 if size == 0 else 1.0
-            levels, kept = self._bounds(self.sizes[step])
-            return float(min((1 - (kept - 0.5) / levels).min(), 1.0))
-
-        return np.vectorize(least, otypes=[float])(size)
 
     def extra_repr(self) -> str:
         return f"sigma={self.sigma:g}, k={self.k}, shape={list(self.shape)}, alpha={self.alpha:g}"

@@ -16,8 +16,8 @@ class Rayleigh(Law):
 
     For an attack that multiplies theta by c, hence shifts Z by ln c: use it with transformations whose parameter is a
     logarithm (gamma correction, contrast). The law is not symmetric: of a probability p are left at least
-    1 - (1-p)^(1/c^2) for c > 1 and p^(1/c^2) for c < 1. The gauge is |ln c|, `transfer`, `radius` and `required` hold
-    for both directions, and `interval` gives each direction its own end:
+    1 - (1-p)^(1/c^2) for c > 1 and p^(1/c^2) for c < 1. The gauge is |ln c|, `transfer` and `radius` hold for both
+    directions, and `interval` gives each direction its own end:
     (1-pA)^(1/c^2) + pB^(1/c^2) < 1 for c > 1 and pA^(1/c^2) + (1-pB)^(1/c^2) > 1 for c < 1;
     with pB = 1 - pA, sqrt(-log2 pA) < c < sqrt(-log2(1 - pA)).
 
@@ -63,11 +63,6 @@ class Rayleigh(Law):
     def transfer(self, p: ArrayLike, size: ArrayLike):
         """The smaller of `transfer_up` and `transfer_down`."""
         return np.minimum(self.transfer_up(p, size), self.transfer_down(p, size))
-
-    def required(self, size: ArrayLike):
-        """The larger of 1 - 2^-(c^2) and 2^-(1/c^2), c = e^size."""
-        square = np.exp(2 * np.asarray(size))
-        return np.maximum(1 - 2.0**-square, 2.0 ** -(1 / square))
 
     def radius(self, pa: ArrayLike, pb: ArrayLike):
         """The smaller of the two ends of `interval`; 0 where pA <= pB.

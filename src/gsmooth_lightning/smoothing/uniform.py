@@ -64,10 +64,6 @@ class Uniform(Law):
         """(pA - pB) / 2, 0 where pA <= pB."""
         return np.maximum(np.asarray(pa, dtype=float) - np.asarray(pb, dtype=float), 0.0) / 2
 
-    def required(self, size: ArrayLike):
-        """1/2 + size, at most 1."""
-        return np.minimum(0.5 + np.asarray(size), 1.0)
-
     def reach(self, size: ArrayLike):
         """w * size: an l1 radius in every dimension, the absolute shift of one parameter."""
         return self.width * np.asarray(size)
