@@ -135,10 +135,15 @@ def _check_parameters(smoothed: SmoothedClassifier, threat: TransformationThreat
     if smoothed.noise is not None:
         if not isinstance(smoothed.noise, Gaussian) or smoothed.noise.cholesky is not None:
             raise UncertifiableError("only Gaussian pixel noise pays for the rounding of a file; use noise=gaussian")
-        if not math.isfinite(lipschitz(smoothed.preprocess)):
-            raise UncertifiableError(
-                "preprocessing must say how much it stretches l2 distances: use steps with an attribute lipschitz"
-            )
+        check_stretch(smoothed)
+
+
+def check_stretch(smoothed: SmoothedClassifier) -> None:
+    """Refuses preprocessing of which no Lipschitz constant is known."""
+    if not math.isfinite(lipschitz(smoothed.preprocess)):
+        raise UncertifiableError(
+            "preprocessing must say how much it stretches l2 distances: use steps with an attribute lipschitz"
+        )
 
 
 def check_law(transform: Transform, law: Law, lows: tuple[float, ...]) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from scipy.special import ndtr
 from torch import Tensor
 
-from gsmooth_lightning.certify.additive import check_law
+from gsmooth_lightning.certify.additive import check_law, check_stretch
 from gsmooth_lightning.certify.base import ABSTAIN, Certificate, Certifier, Limits
 from gsmooth_lightning.certify.transfer import law_transfer, required, sampled
 from gsmooth_lightning.confidence import Counts, clopper_pearson_upper, group_sequential, looks_up_to
@@ -22,7 +22,6 @@ from gsmooth_lightning.error.rounding import TAIL, file_rounding
 from gsmooth_lightning.error.slices import GRIDDED, MOST_SLICES, Piece, Slices, covered, start_error
 from gsmooth_lightning.errors import RequestError, UncertifiableError, check_whole
 from gsmooth_lightning.plans import GroupSequential
-from gsmooth_lightning.preprocess import lipschitz
 from gsmooth_lightning.rounds import together
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.smoothing import Gaussian
@@ -126,10 +125,7 @@ class CoverCertifier(Certifier):
             raise UncertifiableError("the cover certificate needs Gaussian pixel noise; use noise=gaussian")
         if smoothed.votes != "hard":
             raise UncertifiableError("the cover certificate counts hard votes; use votes=hard")
-        if not math.isfinite(lipschitz(smoothed.preprocess)):
-            raise UncertifiableError(
-                "preprocessing must say how much it stretches l2 distances: use steps with an attribute lipschitz"
-            )
+        check_stretch(smoothed)
         if rest.dim:
             if threat.saved != "real":
                 raise UncertifiableError(
