@@ -162,8 +162,7 @@ def test_no_attack_in_the_certified_share_flips():
 @pytest.mark.parametrize(
     ("parts", "law", "low", "words"),
     [
-        ([GaussianBlur(), Brightness()], Gaussian(0.3), 0, "a law for each part"),
-        ([GaussianBlur(), Brightness()], Product([Gaussian(3.0), Gaussian(0.3)]), [0, -1], "no parameters below 0"),
+        ([CyclicTranslation(), Brightness()], Gaussian(0.3), 0, "a law for each part"),
         ([GaussianBlur(), Brightness()], Product([Exponential(1.0), Exponential(3.0)]), [0, -1], "no negative"),
     ],
 )
@@ -172,6 +171,17 @@ def test_laws_that_do_not_fit_the_parts_are_refused(parts, law, low, words):
     classifier = SmoothedClassifier(Mean(), 2, both, None, law, Gaussian(0.02)).eval()
     with pytest.raises(UncertifiableError, match=words):
         AdditiveCertifier(FixedN()).check(classifier, TransformationThreat(both, low, 1, saved="real"))
+
+
+def test_parts_without_negative_parameters_keep_that():
+    both = Composition([Brightness(), GaussianBlur()])
+    for law in (Product([Gaussian(0.3), Gaussian(3.0)]), Gaussian(0.3)):
+        with pytest.raises(RequestError, match="no parameters below 0; choose a one-sided law"):
+            SmoothedClassifier(Mean(), 2, both, None, law)
+    SmoothedClassifier(Mean(), 2, both, None, Product([Gaussian(0.3), Exponential(3.0)]))
+    with pytest.raises(RequestError, match=r"no parameters below 0; set threat\.low"):
+        TransformationThreat(both, [-1, -0.5], 1, saved="real")
+    TransformationThreat(both, [-1, 0], 1, saved="real")
 
 
 def test_laws_for_another_number_of_parameters_are_refused():

@@ -25,7 +25,7 @@ from gsmooth_lightning.errors import RequestError, UncertifiableError
 from gsmooth_lightning.plans import FixedN
 from gsmooth_lightning.preprocess import DiscVignette, LowPass
 from gsmooth_lightning.smoothed import SmoothedClassifier
-from gsmooth_lightning.smoothing import Gaussian, Uniform
+from gsmooth_lightning.smoothing import Gaussian, Product, Uniform
 from gsmooth_lightning.stream import Stream
 from gsmooth_lightning.threat import TransformationThreat
 from gsmooth_lightning.transform import (
@@ -274,7 +274,8 @@ def test_what_is_refused(psi):
     threat = TransformationThreat(psi, 0, 0.5)
     cover.check(visiting(), threat)
     if psi.lowest == 0:
-        refused(cover, visiting(), TransformationThreat(psi, -0.1, 0.5), "no parameters below 0", "threat.low")
+        with pytest.raises(RequestError, match=r"no parameters below 0; set threat\.low"):
+            TransformationThreat(psi, -0.1, 0.5)
     drawn = SmoothedClassifier(torch.nn.Flatten(), 2, psi, law=Uniform(0, 1), noise=Gaussian(0.5))
     refused(cover, drawn, threat, "law=none", psi.name)
     for certifier, smoothed in itertools.product(
@@ -293,7 +294,8 @@ def test_what_is_refused(psi):
     refused(cover, brighter, bytes_, "threat.saved=real")
     real = TransformationThreat(both, bytes_.lows, bytes_.highs, saved="real")
     cover.check(brighter, real)
-    joined = SmoothedClassifier(torch.nn.Flatten(), 2, both, law=Gaussian([0.2] * both.dim), noise=Gaussian(0.5))
+    law = Product([Uniform(0, 1), Gaussian(0.2)], [psi.dim, 1])
+    joined = SmoothedClassifier(torch.nn.Flatten(), 2, both, law=law, noise=Gaussian(0.5))
     for certifier in (AdditiveCertifier(plan), JointCertifier(plan, ImageBound(64, 32)), cover):
         refused(certifier, joined, real)
 

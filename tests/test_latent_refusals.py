@@ -145,8 +145,6 @@ def test_what_comes_after_the_transformation_is_refused():
     of = Composition([ZOOM, Brightness()])
     threat = TransformationThreat(of, [0.0, -0.1], [0.4, 0.1], saved="real")
     refused(RealDisplacement(), smoothed_by(IMITATION, Gaussian(0.2), 0.4), threat, "brightness after zoom blur")
-    below = TransformationThreat(ZOOM, -0.1, 0.4, saved="float")
-    refused(RealDisplacement(), smoothed_by(IMITATION, Gaussian(0.2), 0.4), below, "no parameters below 0")
 
 
 @pytest.mark.parametrize("tolerance", [0, -0.1, math.nan, math.inf, "wide", True])

@@ -200,13 +200,11 @@ def test_blur_agrees_with_the_heat_equation(shape, variance):
     np.testing.assert_allclose(blurred.mean(), x.mean(), atol=1e-12)
 
 
-def test_blur_composes_to_rounding_and_refuses_negative_variances():
+def test_blur_composes_to_rounding():
     x = torch.rand(3, 1, 28, 28, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
     a, b = torch.tensor([[0.25], [4.0], [30.0]]), torch.tensor([[0.25], [9.0], [6.0]])
     defect = GaussianBlur()(GaussianBlur()(x, a), b) - GaussianBlur()(x, a + b)
     assert defect.abs().max() < 1e-13
-    with pytest.raises(RequestError, match="cannot be negative"):
-        GaussianBlur()(x, torch.tensor([[1.0], [-0.1], [0.0]]))
 
 
 def test_blur_of_one_mode_decays_at_its_known_rate():

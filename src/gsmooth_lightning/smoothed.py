@@ -84,6 +84,10 @@ class SmoothedClassifier(nn.Module):
         self.law, self.noise = law, noise
         if (self.transform.dim > 0) != (law is not None):
             raise RequestError(f"the transformation {self.transform.name} and a law of its parameters go together")
+        if law is not None and any(law.within(0.5, self.transform.dim)[0].lt(torch.tensor(self.transform.least))):
+            raise RequestError(
+                f"{self.transform.name} has no parameters below {max(self.transform.least):g}; choose a one-sided law"
+            )
         self.parameter_step = 0.0  # of the grid of an exact transformation's parameters, a power of two
         if law is not None and is_exact(self.transform):
             low, high = law.span

@@ -160,6 +160,10 @@ class TransformationThreat(Threat):
         for a, b in zip(self.lows, self.highs, strict=True):
             if not -math.inf < a <= 0 <= b < math.inf or self.lows == self.highs:
                 raise RequestError(f"the threat's range must be finite and contain 0 and more, got {low} to {high}")
+        if any(a < least for a, least in zip(self.lows, transform.least, strict=True)):
+            raise RequestError(
+                f"{transform.name} has no parameters below {max(transform.least):g}; set threat.low to it"
+            )
         if step is not None and not 0 < step < math.inf:
             raise RequestError(f"threat.step must be positive and finite, or null, got {step}")
         self.transform, self.step, self.l2 = transform, step, at_least("threat.l2", l2, 0)

@@ -174,11 +174,6 @@ def check_law(transform: Transform, law: Law, lows: tuple[float, ...]) -> None:
         raise UncertifiableError(
             f"this law certifies no negative {', '.join(transform.units)}; set threat.low=0, or choose a two-sided law"
         )
-    if min(*lows, law.span[0]) < transform.lowest:
-        raise UncertifiableError(
-            f"{transform.name} has no parameters below {transform.lowest:g}; set threat.low to it and choose a "
-            "one-sided law"
-        )
 
 
 def _check_pixels(smoothed: SmoothedClassifier, threat: Threat) -> None:

@@ -17,7 +17,7 @@ class Transform(nn.Module, ABC):
     Attributes:
         units: unit of each parameter, as tables print it.
         name: name of the transformation in messages and tables.
-        lowest: least value of a parameter.
+        lowest: least value of a parameter; threats and laws that go below it are refused.
     """
 
     units: tuple[str, ...]
@@ -28,6 +28,11 @@ class Transform(nn.Module, ABC):
     def dim(self) -> int:
         """Number of parameters."""
         return len(self.units)
+
+    @property
+    def least(self) -> tuple[float, ...]:
+        """Least value of each parameter."""
+        return (self.lowest,) * self.dim
 
     @abstractmethod
     def forward(self, x: Tensor, theta: Tensor) -> Tensor:

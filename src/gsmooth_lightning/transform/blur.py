@@ -17,9 +17,6 @@ class GaussianBlur(Additive):
 
     This is the heat semigroup of the pixel grid with reflecting borders: its kernel is nonnegative with row sums 1, so
     images stay in [0, 1] (theory.md section 4). Truncated spatial kernels do not compose.
-
-    Raises:
-        RequestError: a negative variance; that is no blur.
     """
 
     units = ("variance, pixels^2",)
@@ -29,8 +26,6 @@ class GaussianBlur(Additive):
 
     def forward(self, x: Tensor, theta: Tensor) -> Tensor:
         check_images(x, self.name)
-        if bool((theta < 0).any()):
-            raise RequestError("a blur's variance cannot be negative; use a one-sided law and threat.low=0")
         rows, row_rates = _cosines(x.shape[-2], x.device, x.dtype)
         columns, column_rates = _cosines(x.shape[-1], x.device, x.dtype)
         variance = theta[:, :1].to(x.dtype)  # (n, 1)

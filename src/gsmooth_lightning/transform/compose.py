@@ -67,6 +67,10 @@ class Composition(Resolvable):
         """The transformations, in the order in which they are applied."""
         return tuple(self._parts)  # type: ignore[arg-type]
 
+    @property
+    def least(self) -> tuple[float, ...]:
+        return tuple(least for part in self.parts for least in part.least)
+
     def split(self, theta: Tensor) -> tuple[Tensor, ...]:
         """The parameters of each part: (..., dim) -> (..., dim of the part) each."""
         return theta.split([part.dim for part in self.parts], -1)
