@@ -74,6 +74,25 @@ def test_a_changed_step_of_ones_own_is_another_one(checkpoint, here, monkeypatch
     sys.modules.pop("darker_for_a_test")
 
 
+MINE = """
+from gsmooth_lightning.certify import JointCertifier
+
+class Mine(JointCertifier):
+    generous = {generous}
+"""
+
+
+def test_a_changed_theorem_of_ones_own_is_another_one(checkpoint, here, monkeypatch):
+    monkeypatch.syspath_prepend(str(here))
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    line = ("certify", *SMALL, "certify._target_=theorem_for_a_test.Mine", "images.first=1", f"checkpoint={checkpoint}")
+    (here / "theorem_for_a_test.py").write_text(MINE.format(generous=False))
+    run_task(*line, "store=run")
+    (here / "theorem_for_a_test.py").write_text(MINE.format(generous=True))
+    one_sentence(run_main(*line, "store=run"), "own code differs")
+    sys.modules.pop("theorem_for_a_test")
+
+
 LOUDER = ("threat=volume", "transform=volume", "threat.saved=16bit", "law.sigma=3", "preprocess=none", "data.size=8")
 
 

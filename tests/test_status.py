@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import SMALL, one_sentence, records, run_main, run_task, script, shell
+from conftest import SMALL, one_sentence, records, run_main, run_task
+from gsmooth_lightning import cli
 from gsmooth_lightning.certify.heartbeat import SILENT, Heartbeat, heartbeats, in_time, longest
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.lit import CertificationModule
@@ -112,11 +113,12 @@ def test_a_finished_run_says_what_it_has_spent(certified: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["it's a run", "sigma=0.5", "x,y {z} [1]", 'say "run"'])
-def test_a_folder_of_any_name_is_named_alone(certified: Path, tmp_path: Path, name: str) -> None:
+def test_a_folder_of_any_name_is_named_alone(certified: Path, tmp_path: Path, monkeypatch, capsys, name) -> None:
     shutil.copytree(certified, tmp_path / name)
-    ended = shell(script("gsmooth"), "status", name, cwd=tmp_path)
-    assert (ended.code, ended.err) == (0, "")
-    assert "finished" in ended.out
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["gsmooth", "status", name])
+    cli.main()
+    assert "finished" in capsys.readouterr().out
 
 
 def test_a_run_at_work_and_one_whose_process_died(certified: Path, tmp_path: Path) -> None:

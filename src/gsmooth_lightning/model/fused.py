@@ -119,8 +119,10 @@ class Compiled(nn.Module):
         self.compiled = torch.compile(network, dynamic=False, fullgraph=True)
         self.eval()
         # as an option of torch.compile, freezing comes too late to pack the weights and is two times slower;
-        # asking the compiler for each kind of vector instructions takes two more processes that import torch
-        with torch._inductor.config.patch({"freezing": True, "cpp.vec_isa_ok": True}):
+        # asking the compiler for each kind of vector instructions takes two more processes that import torch; on a
+        # GPU, kernels that are chosen by timing them would round otherwise in another process
+        on_gpu = example.device.type != "cpu"
+        with torch._inductor.config.patch({"freezing": True, "cpp.vec_isa_ok": True, "deterministic": on_gpu}):
             self(example)
 
     @torch.inference_mode()

@@ -15,7 +15,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.accelerators import MPSAccelerator
 from pytorch_lightning.strategies import DDPStrategy
@@ -272,21 +272,30 @@ LIBRARIES = ("gsmooth_lightning", "torch", "torchvision", "torchaudio", "timm")
 """Packages whose versions or names a run's identity holds."""
 
 
-def own_code(threat: Threat, classifier: nn.Module) -> dict[str, dict[str, str]]:
-    """Hashes of the user's own Python files that decide results: of functions that are certified, of networks, of
-    black boxes, and of all other parts of the smoothed classifier, such as steps of preprocessing."""
+def own_code(cfg: DictConfig, threat: Threat, classifier: nn.Module) -> dict[str, dict[str, str]]:
+    """Hashes of the user's own Python files that decide results: of all parts of the smoothed classifier (networks, black
+    boxes, steps of preprocessing), of functions that are certified, of theorems, error bounds and sampling plans."""
     parts = list(classifier.modules())
     if isinstance(threat, TransformationThreat):
         parts += threat.transform.modules()
     used: list[Any] = [type(part) for part in parts]
     used += [own for part in parts if isinstance(part, Function) for own in (part.function, part.bound) if own]
     used += [part.function for part in parts if isinstance(part, BlackBox)]
+    used += [get_object(name) for name in targets([plain(cfg.get(group)) for group in ("certify", "error")])]
     names = {getattr(unwrapped(own), "__module__", "") for own in used}
     files = {name: getattr(sys.modules.get(name), "__file__", None) for name in names}
     own = {
         name: file_hash(file) for name, file in sorted(files.items()) if file and name.split(".")[0] not in LIBRARIES
     }
     return {"own code": own} if own else {}
+
+
+def targets(node: Any) -> list[str]:
+    """What nested dictionaries and lists name as _target_."""
+    if isinstance(node, dict):
+        own = [node["_target_"]] if "_target_" in node else []
+        return own + targets(list(node.values()))
+    return [name for part in node for name in targets(part)] if isinstance(node, list) else []
 
 
 def unwrapped(function: Any) -> Any:
@@ -340,7 +349,7 @@ def voting(
         **identity_of(cfg, CLASSIFIER),
         **weights(cfg),
         **machine(cfg, x.device),
-        **own_code(threat, smoothed),
+        **own_code(cfg, threat, smoothed),
     }
     kind = "" if dtype == torch.float32 else f" {cfg.dtype}"
     for backend in BACKENDS[1:] if cfg.backend == "auto" else (cfg.backend,):
@@ -406,7 +415,7 @@ def prepare(
             "checkpoint": None,
             **machine(cfg, device),
             "backend": None,
-            **own_code(threat, smoothed),
+            **own_code(cfg, threat, smoothed),
         }
     identity = own | rest
     return Run(cfg, run_folder(cfg, command, identity), identity, smoothed, threat, data, trainer)
