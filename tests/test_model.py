@@ -72,6 +72,14 @@ def test_compiled_network_survives_threads_modes_and_foreign_inputs():
         fast(x[:4])
 
 
+def test_the_backend_does_not_depend_on_what_the_process_compiled_before():
+    """torch's limit (8 compilations of one forward) is no limit on the jobs of a sweep or the rows of a comparison."""
+    x = torch.rand(2, 1, 8, 8)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        used = [fused(SmallCNN(size=8, widths=(2,), hidden=4), x)[1] for _ in range(2)]
+    assert used == ["compile", "compile"]
+
+
 def test_auto_falls_back_and_says_so():
     """A network that no compiler can trace is still usable."""
 

@@ -2,9 +2,11 @@
 
 import copy
 import shutil
+import sys
 import warnings
 
 import torch
+import torch._dynamo.config
 import torch._inductor.config
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
@@ -118,11 +120,13 @@ class Compiled(nn.Module):
         self.shape = example.shape
         self.compiled = torch.compile(network, dynamic=False, fullgraph=True)
         self.eval()
+        # a process may compile any number of networks of one class (sweeps, compare); torch stops at the ninth
+        many = torch._dynamo.config.patch(recompile_limit=sys.maxsize, accumulated_recompile_limit=sys.maxsize)
         # as an option of torch.compile, freezing comes too late to pack the weights and is two times slower;
         # asking the compiler for each kind of vector instructions takes two more processes that import torch; on a
         # GPU, kernels that are chosen by timing them would round otherwise in another process
         on_gpu = example.device.type != "cpu"
-        with torch._inductor.config.patch({"freezing": True, "cpp.vec_isa_ok": True, "deterministic": on_gpu}):
+        with torch._inductor.config.patch({"freezing": True, "cpp.vec_isa_ok": True, "deterministic": on_gpu}), many:
             self(example)
 
     @torch.inference_mode()

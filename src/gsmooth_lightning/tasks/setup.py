@@ -273,8 +273,8 @@ LIBRARIES = ("gsmooth_lightning", "torch", "torchvision", "torchaudio", "timm")
 
 
 def own_code(cfg: DictConfig, threat: Threat, classifier: nn.Module) -> dict[str, dict[str, str]]:
-    """Hashes of the user's own Python files that decide results: of all parts of the smoothed classifier (networks, black
-    boxes, steps of preprocessing), of functions that are certified, of theorems, error bounds and sampling plans."""
+    """Hashes of the user's own Python files that decide results: of all parts of the smoothed classifier (networks,
+    black boxes, steps of preprocessing), of functions that are certified, of theorems, error bounds and plans."""
     parts = list(classifier.modules())
     if isinstance(threat, TransformationThreat):
         parts += threat.transform.modules()
