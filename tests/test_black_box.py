@@ -450,7 +450,8 @@ def test_the_functions_code_is_part_of_the_run(service, here):
 
 def test_the_code_of_a_partial_is_part_of_the_run(service, here):
     run_task("certify", *CERTIFY, service(PARTIAL), "images.first=1", "store=run")
-    assert "service" in own_code(L2, instantiate(compose("certify", *CERTIFY, service(PARTIAL)).model))["own code"]
+    cfg = compose("certify", *CERTIFY, service(PARTIAL))
+    assert "service" in own_code(cfg, L2, instantiate(cfg.model))["own code"]
     with pytest.raises(RequestError, match="own code differs"):
         run_task("certify", *CERTIFY, service(PARTIAL.replace("s=10", "s=5")), "images.first=2", "store=run")
 
