@@ -140,6 +140,10 @@ def test_report_names_the_images_that_are_there(checkpoint, here):
     row = next(line for line in (here / "table" / "report.md").read_text().splitlines() if line.startswith("| images"))
     assert "4 (" in row
     assert "first 2" not in row
+    run_task("certify", *overrides, "images.indices=[1,5]")
+    run_task("report", "stores=run", "out=table")
+    row = next(line for line in (here / "table" / "report.md").read_text().splitlines() if line.startswith("| images"))
+    assert "5 (2 listed images of test, and 3 of an earlier selection)" in row
 
 
 @pytest.mark.parametrize(

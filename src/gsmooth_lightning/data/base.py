@@ -1,8 +1,9 @@
 """The interface of a data set, and the two ways of holding one: in memory, or file by file."""
 
 import hashlib
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -228,12 +229,18 @@ def subset(data: Dataset, first: int | None = None, every: int = 1, indices: Seq
     return Subset(data, chosen)
 
 
-def describe_subset(first: int | None, every: int, indices: Sequence[int] | None, split: str) -> str:
-    """How a subset is stated in tables."""
+def describe_subset(
+    first: int | None, every: int, indices: Sequence[int] | None, split: str, found: Iterable[int] = ()
+) -> str:
+    """How a subset is stated in tables; of the images `found` in a store those that an earlier selection added count
+    as others."""
+    chosen = range(0, sys.maxsize, every)[:first] if indices is None else indices
+    others = sum(index not in chosen for index in found)
+    beside = f", and {others} of an earlier selection" if others else ""
     if indices is not None:
-        return f"{len(indices)} listed images of {split}"
+        return f"{len(indices)} listed images of {split}{beside}"
     part = "all" if every == 1 else f"one in {every}"
-    return f"{part} of {split}" + ("" if first is None else f", the first {first}")
+    return f"{part} of {split}" + ("" if first is None else f", the first {first}") + beside
 
 
 def held_out(data: TensorImages, name: str, count: int, classes: int) -> TensorImages:

@@ -177,7 +177,7 @@ def show(run: Run, records: Sequence[Record]) -> None:
     published = type(run.data.dataset) is CIFAR10
     low, high = proportion_interval((n + 1) // 2, n)
     facts = {
-        "images": f"{n} ({images_in_words(cfg)})",
+        "images": f"{n} ({images_in_words(cfg, records)})",
         "data": run.identity["source"],
         "corruptions": f"files of {cfg.folder}" if cfg.folder else f"our transformations, {run.threat.file()}",
         "smoothed": f"the class with most of {cfg.n} votes",

@@ -237,7 +237,7 @@ def rows(sources: Mapping[str, Source], radii: Mapping[str, Sequence[float]]) ->
         if source.kind == "log":
             columns[name] = log_rows(records, radii[name])
             continue
-        images, data = images_in_words(source.settings), source.identity["source"]
+        images, data = images_in_words(source.settings, records), source.identity["source"]
         attack = attack_name(source) if source.kind == "attack" else ""
         attack += f", {name}" if attacks[attack] > 1 else ""
         if source.kind == "certify":

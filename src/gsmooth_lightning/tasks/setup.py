@@ -4,7 +4,7 @@ import logging
 import platform
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from yaml import YAMLError
 
 from gsmooth_lightning import __version__
-from gsmooth_lightning.certify.store import digest, holds
+from gsmooth_lightning.certify.store import Record, digest, holds
 from gsmooth_lightning.data.base import describe_subset
 from gsmooth_lightning.errors import RequestError, UncertifiableError, check_whole
 from gsmooth_lightning.lit import ImageDataModule
@@ -421,5 +421,7 @@ def prepare(
     return Run(cfg, run_folder(cfg, command, identity), identity, smoothed, threat, data, trainer)
 
 
-def images_in_words(cfg: DictConfig) -> str:
-    return describe_subset(cfg.images.first, cfg.images.every, cfg.images.indices, cfg.images.split)
+def images_in_words(cfg: DictConfig, records: Sequence[Record] = ()) -> str:
+    """The images that a run visits; beside them those that are in its store already."""
+    found = [record["index"] for record in records]
+    return describe_subset(cfg.images.first, cfg.images.every, cfg.images.indices, cfg.images.split, found)

@@ -29,7 +29,7 @@ def status(cfg: DictConfig) -> str:
         )
     settings = settings_of(folder)
     rows = {
-        "run": f"{identity['command']}, {identity.get('source', '')} ({images_in_words(settings)})",
+        "run": f"{identity['command']}, {identity.get('source', '')} ({images_in_words(settings, records)})",
         "state": state(folder, beats),
     }
     if beats:
