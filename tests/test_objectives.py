@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from conftest import compose
+from conftest import QUIET, compose, one_sentence, run_main
 from gsmooth_lightning.attack import ddn, pgd
 from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.model import load_weights
@@ -438,3 +438,11 @@ def test_objectives_give_different_weights(run, tmp_path):
     assert torch.equal(repeated, found[NAMES.index("smoothadv")])
     for one, two in combinations(found, 2):
         assert not torch.equal(one, two)
+
+
+def test_an_objective_of_ones_own_that_returns_no_logits_is_refused(here, monkeypatch):
+    """One class in a file of one's own; what it must return is said."""
+    (here / "half.py").write_text("class Half:\n    def __call__(self, smoothed, x, y, epoch):\n        return x\n")
+    monkeypatch.syspath_prepend(str(here))
+    ended = run_main("train", *QUIET, "~objective.semantic", "objective._target_=half.Half", "store=run")
+    one_sentence(ended, "a loss and the logits it was computed from, not Tensor")

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from gsmooth_lightning.errors import RequestError
 from gsmooth_lightning.lit.optimized import OptimizedModule
 from gsmooth_lightning.smoothed import SmoothedClassifier
 from gsmooth_lightning.threat import Threat
@@ -37,7 +38,13 @@ class ClassifierModule(OptimizedModule):
 
     def _step(self, objective: nn.Module, batch: tuple[Tensor, Tensor, Tensor], stage: str) -> Tensor:
         x, y, _ = batch
-        loss, logits = objective(self.smoothed, self.threat.prepare(x), y, self.current_epoch)
+        found = objective(self.smoothed, self.threat.prepare(x), y, self.current_epoch)
+        if not (isinstance(found, tuple) and len(found) == 2):
+            raise RequestError(
+                f"the objective must return a loss and the logits it was computed from, not {type(found).__name__}; "
+                "correct it (objective._target_=...)"
+            )
+        loss, logits = found
         accuracy = (logits.argmax(1) == y).float().mean()
         self.log_dict(
             {f"{stage}/loss": loss, f"{stage}/accuracy": accuracy},
