@@ -119,7 +119,7 @@ def verify(cfg: DictConfig) -> Audit:
         differences=differences,
         notes=notes,
         hashes=hashes(folder, identity),
-        images=images_in_words(settings),
+        images=images_in_words(settings, readable),
         source=data.dataset.describe(),
         shared=fitted.alpha if fitted is not None else getattr(smoothed.noise, "alpha", 0.0),
         names=class_names(data.dataset, split),
@@ -344,13 +344,14 @@ def unchecked(folder: Path, certifier: Any, records: Sequence[Record], visited: 
         notes.append(f"The run is not finished: {len(records)} of its {len(visited)} images are here.")
     if not (isinstance(certifier, TransferCertifier) and isinstance(certifier.plan, FixedN)):
         notes.append(
-            "Of images that were not drawn again, radii are taken as stored: where sampling stopped at what it saw, or "
-            "votes are soft or of single parameters, the final counts do not tell what was decided."
+            "Of images that were not drawn again, radii and guarantees are taken as stored: where sampling "
+            "stopped at what it saw, or votes are soft or of single parameters, the final counts do not tell what was "
+            "decided."
         )
     else:
         notes.append(
-            "Of images that were not drawn again, votes and what comes before them (E, rho, alpha_E, slack, dim) are "
-            "taken as stored; their predictions and radii follow from these."
+            "Of images that were not drawn again, guarantees, votes and what comes before them (E, rho, alpha_E, "
+            "slack, dim) are taken as stored; their predictions and radii follow from these."
         )
     return notes
 
