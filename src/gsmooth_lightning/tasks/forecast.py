@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gsmooth_lightning.certify import Certifier
+from gsmooth_lightning.certify import Certifier, EnumerationCertifier, FixedN
 from gsmooth_lightning.certify.store import check_identity, read
 from gsmooth_lightning.error import CalibratedBound
 from gsmooth_lightning.lit.certification import rounded_up
@@ -52,12 +52,14 @@ def forecast(run: Run, certifier: Certifier) -> dict[str, str]:
     if limits.radius is not None:
         most = rounded(limits.radius, up=True)
         radius = f"at most {most} {run.threat.unit}, by n votes for one class without an interpolation error"
+    fixed = isinstance(certifier, EnumerationCertifier) or isinstance(getattr(certifier, "plan", None), FixedN)
     if calibrating:
         calibration = f"; {calibrating:.3g} s of it to calibrate the error bound"
     return {
         "images": f"{len(images)} ({images_in_words(run.cfg)}), {len(images) - len(left)} of them done",
         "what follows is stated for": f"image {index} of shape {tuple(x.shape)}, on {run.identity['device']}",
-        "evaluations an image": f"at most {limits.evaluations:,}{limits.beside}; a sequential plan may stop earlier",
+        "evaluations an image": f"at most {limits.evaluations:,}{limits.beside}"
+        + ("" if fixed else "; it may stop earlier"),
         "certified radius": radius,
         "false certificates expected": f"at most {limits.alpha * len(images):.4g} (alpha {limits.alpha:g} an image)",
         "seconds an image": f"{before:.3g} before its votes, at most {votes:.3g} for them",
