@@ -417,3 +417,20 @@ def test_float32_is_all_of_float32():
     assert torch.get_float32_matmul_precision() == "highest"
     assert not torch.backends.cudnn.allow_tf32
     smoothed.check_function(x[0])
+
+
+@pytest.mark.parametrize("setting", [torch.backends, torch.backends.cuda.matmul, torch.backends.cudnn.conv])
+def test_float32_is_all_of_float32_under_the_newer_settings(setting):
+    """torch.backends.fp32_precision sets what `allow_tf32 = False` leaves open; after either, torch's older getters
+    refuse to answer."""
+    network, x = SmallCNN(widths=(4,), hidden=8).eval(), torch.rand(4, 1, 28, 28)
+    for part in (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.matmul):
+        part.fp32_precision = "none"  # as in a new process
+    setting.fp32_precision = "tf32"
+    smoothed = SmoothedClassifier(network, 10, noise=Gaussian(0.5), block=4)
+    if setting is not torch.backends.cudnn.conv:
+        with pytest.raises(RequestError, match='set_float32_matmul_precision\\("highest"\\)'):
+            smoothed.check_function(x[0])
+    fused(network, x, "plain")
+    assert "tf32" not in (torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision)
+    smoothed.check_function(x[0])

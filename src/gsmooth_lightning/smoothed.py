@@ -84,7 +84,7 @@ class SmoothedClassifier(nn.Module):
         self.law, self.noise = law, noise
         if (self.transform.dim > 0) != (law is not None):
             raise RequestError(f"the transformation {self.transform.name} and a law of its parameters go together")
-        if law is not None and any(law.within(0.5, self.transform.dim)[0].lt(torch.tensor(self.transform.least))):
+        if law is not None and any(law.within(1e-12, self.transform.dim)[0].lt(torch.tensor(self.transform.least))):
             raise RequestError(
                 f"{self.transform.name} has no parameters below {max(self.transform.least):g}; choose a one-sided law"
             )
@@ -295,7 +295,8 @@ class SmoothedClassifier(nn.Module):
         A row's label must not depend on the other rows of its block (batch statistics do), nor on its place among them,
         nor on the call (dropout does): theory.md section 1.
         """
-        if torch.get_float32_matmul_precision() != "highest":
+        backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+        if any(backend.fp32_precision in ("tf32", "bf16") for backend in backends):
             raise RequestError(
                 "products of float32 are rounded to fewer bits here than error bounds count on; call "
                 'torch.set_float32_matmul_precision("highest")'
