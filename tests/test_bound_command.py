@@ -186,3 +186,9 @@ def test_mistakes_end_in_one_sentence(checkpoint, here):
     wrong = ("noise=by_part", "noise.shape=[1,14,14]")
     one_sentence(run_main("bound", *[o for o in SMALL if "noise" not in o], *wrong), "does not fit")
     assert not (here / "runs").exists() or not list((here / "runs").rglob("records.jsonl"))
+
+
+@pytest.mark.parametrize("group", ["certify", "error"])
+def test_a_theorem_or_bound_that_cannot_be_imported_is_one_sentence(checkpoint, tmp_path, group):
+    line = ("certify", *SMALL, f"checkpoint={checkpoint}", f"{group}._target_=nonexistent.Foo", f"store={tmp_path}")
+    one_sentence(run_main(*line), "there is no nonexistent.Foo to import here")

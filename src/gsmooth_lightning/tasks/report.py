@@ -242,7 +242,7 @@ def rows(sources: Mapping[str, Source], radii: Mapping[str, Sequence[float]]) ->
         attack += f", {name}" if attacks[attack] > 1 else ""
         if source.kind == "certify":
             columns[name], certified = certificate_rows(records, threat, images, data, radii[name]), name
-            if issubclass(get_class(source.settings.certify._target_), ReceivedCertifier):
+            if source.settings.certify._target_.endswith(".ReceivedCertifier"):
                 columns[name]["certified is"] = RECEIVED
         elif source.kind == "bound":
             columns[name] = error_rows(source, images, data)

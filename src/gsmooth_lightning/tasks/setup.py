@@ -281,7 +281,11 @@ def own_code(cfg: DictConfig, threat: Threat, classifier: nn.Module) -> dict[str
     used: list[Any] = [type(part) for part in parts]
     used += [own for part in parts if isinstance(part, Function) for own in (part.function, part.bound) if own]
     used += [part.function for part in parts if isinstance(part, BlackBox)]
-    used += [get_object(name) for name in targets([plain(cfg.get(group)) for group in ("certify", "error")])]
+    for name in targets([plain(cfg.get(group)) for group in ("certify", "error")]):
+        try:
+            used.append(get_object(name))
+        except ImportError as failure:
+            raise RequestError(f"there is no {name} to import here; correct _target_ of certify or error") from failure
     names = {getattr(unwrapped(own), "__module__", "") for own in used}
     files = {name: getattr(sys.modules.get(name), "__file__", None) for name in names}
     own = {
