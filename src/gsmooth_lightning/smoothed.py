@@ -295,7 +295,7 @@ class SmoothedClassifier(nn.Module):
         A row's label must not depend on the other rows of its block (batch statistics do), nor on its place among them,
         nor on the call (dropout does): theory.md section 1.
         """
-        backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+        backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
         if any(backend.fp32_precision in ("tf32", "bf16") for backend in backends):
             raise RequestError(
                 "products of float32 are rounded to fewer bits here than error bounds count on; call "

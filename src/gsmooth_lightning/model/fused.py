@@ -75,7 +75,7 @@ def full_float32() -> None:
     On a GPU torch's convolutions else take 11 (TF32), which moves an optimised network's logits by more than TOLERANCE;
     and matrix products may, where the user or a container asks for it, which error bounds do not allow for.
     """
-    torch.backends.fp32_precision = "ieee"  # what the next two set falls back on this, if it was set
+    torch.backends.fp32_precision = "ieee"  # type: ignore[attr-defined]  # else what was set here stays for convolutions
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
 
