@@ -4,6 +4,7 @@ import io
 import json
 import multiprocessing
 import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,14 @@ def huge(path: Path) -> None:
 
 def sixteen_bits(path: Path) -> None:
     Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)).save(path)
+
+
+def sixteen_bits_in_colour(path: Path) -> None:
+    """A PNG of 8 x 8 pixels, three numbers of 16 bits each, which PIL opens as RGB."""
+    head, rows = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0), zlib.compress(bytes(8 * 49))
+    parts = (b"IHDR", head), (b"IDAT", rows), (b"IEND", b"")
+    chunks = (struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in parts)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
 
 
 def rate(hz: int, channels: int = 1) -> Callable[[Path], Any]:
@@ -199,8 +208,12 @@ MISTAKES = {
         spoiled(tree, "test/dog/1.png", huge),
     ),
     "picture of 16 bits": Mistake(
-        lambda r: ImageFolder(r, 8), ("{root}/test/dog/1.png cannot be read (its pixels have more than 8 bits)",),
+        lambda r: ImageFolder(r, 8), ("{root}/test/dog/1.png cannot be read (its pixels have more than 8 bits",),
         spoiled(tree, "test/dog/1.png", sixteen_bits),
+    ),
+    "picture of 16 bits in colour": Mistake(
+        lambda r: ImageFolder(r, 8), ("{root}/test/dog/1.png cannot be read (its pixels have more than 8 bits",),
+        spoiled(tree, "test/dog/1.png", sixteen_bits_in_colour),
     ),
     "class without pictures": Mistake(
         lambda r: ImageFolder(r, 8), ("{root}/test is not a folder", "emu", *FOLDER_FIX),

@@ -13,11 +13,13 @@ class UncertifiableError(RequestError):
 
 def check_whole(group: str, **numbers: tuple[object, int]) -> None:
     """Raises RequestError unless each number of a group of options ("" for none), given as name=(number, least), is a
-    whole number of at least that."""
+    whole number of at least that, and below 2^32."""
     for name, (number, least) in numbers.items():
+        option = f"{group}.{name}" if group else name
         if not isinstance(number, int) or isinstance(number, bool) or number < least:
-            option = f"{group}.{name}" if group else name
             raise RequestError(f"{option} must be a whole number, at least {least}, got {number!r}")
+        if number >= 2**32:
+            raise RequestError(f"{option} must be below 2^32, got {number}")
 
 
 def finite(name: str, value: float) -> float:

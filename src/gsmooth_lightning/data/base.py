@@ -151,8 +151,8 @@ def read_image(path: str) -> Image.Image:
     """
     with open(path, "rb") as file:
         image = Image.open(file)
-        if image.mode.startswith(("I", "F")):
-            raise ValueError("its pixels have more than 8 bits")
+        if image.mode.startswith(("I", "F")) or any(";16" in str(tile) for tile in image.tile):
+            raise ValueError("its pixels have more than 8 bits: save it with 8")
         return image.convert("RGB")
 
 

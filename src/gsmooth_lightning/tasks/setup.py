@@ -45,9 +45,6 @@ def check_numbers(cfg: DictConfig) -> None:
     if cfg.shard not in ("images", "draws"):
         raise RequestError(f"shard must be images or draws, got {cfg.shard!r}")
     check_whole("", seed=(cfg.seed, 0), block=(cfg.block, 2))
-    for name in ("seed", "block"):
-        if cfg[name] >= 2**32:
-            raise RequestError(f"{name} must be below 2^32, got {cfg[name]}")
     check_whole("images", every=(cfg.images.every, 1), in_flight=(cfg.images.in_flight, 1))
     check_whole("train", **{name: (cfg.train[name], 1) for name in ("epochs", "batch_size", "accumulate_grad_batches")})
     if cfg.images.first is not None:
