@@ -14,7 +14,7 @@ demo: $(VENV)/installed  ## train, certify and attack a classifier of real digit
 	$(BIN)/gsmooth demo
 
 test: $(VENV)/installed  ## every test that is not marked slow
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
 slow: $(VENV)/installed  ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
